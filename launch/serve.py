@@ -1,0 +1,51 @@
+"""Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``."""
+
+import asyncio
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+from tml_jax.serve import bundle, server, sessions
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
+_PORT = flags.DEFINE_integer(
+    "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
+)
+_SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
+_JOURNAL_DIR = flags.DEFINE_string("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
+_LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
+_LINGER_MS = flags.DEFINE_integer(
+    "longest_linger_ms", 15_000, "How long a session may go on after its client closed its input.", lower_bound=0
+)
+_UNPACED = flags.DEFINE_bool("faster_than_real_time", False, "Step as input comes instead of on the clock (for tests).")
+
+
+def main(argv: list[str]) -> None:
+    """Serves until SIGTERM."""
+    del argv
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
+    settings = server.ServerSettings(
+        address=f"{_HOST.value}:{_PORT.value}",
+        slots=_SLOTS.value,
+        journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
+        grace_s=_GRACE_S.value,
+        faster_than_real_time=_UNPACED.value,
+        session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
+    )
+    try:
+        model = bundle.load_bundle(_CHECKPOINT.value)
+
+        def ready(port: int) -> None:
+            print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
+
+        asyncio.run(server.serve(model, settings, ready))
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,94 @@
+"""Between tokens and rows sorted by expert: one sort, and gathers in both directions (a scatter would be far slower)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+GroupedMatmul = Callable[[Array, Array, Array], Array]
+Tile = Callable[[Array, int, "Array | None", Any], Any]
+
+
+def sort_by_expert(expert_ids: Int[Array, "t k"], experts: int) -> tuple[Int[Array, " r"], Int[Array, " r"], Int[Array, " e"]]:
+    """Orders the R = T k choices by expert, stably; ids of `experts` or more come last.
+
+    Returns:
+      order: int32 [R], which choice each sorted row is. inverse: where each choice went. sizes: [E], rows of each expert.
+    """
+    flat = jnp.minimum(expert_ids.reshape(-1).astype(jnp.int32), experts)
+    rows = jnp.arange(flat.size, dtype=jnp.int32)
+    if (experts + 1) * flat.size < 2**31:  # one key a row: several times faster than sorting pairs
+        order = jnp.sort(flat * flat.size + rows) % max(flat.size, 1)
+    else:
+        order = jnp.argsort(flat, stable=True)
+    inverse = jnp.zeros_like(order).at[order].set(rows, unique_indices=True, mode="promise_in_bounds")
+    return order, inverse, jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
+
+
+def swiglu(gate_up: Float[Array, "r f2"]) -> Float[Array, "r f"]:
+    """``silu(gate) * up`` of gate and up side by side."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def combine(y: Float[Array, "r d"], expert_ids: Array, weights: Array, experts: int) -> Float[Array, "t d"]:
+    """The weighted sum of each token's rows; y [T k, D] is in the order of the choices."""
+    tokens, k = expert_ids.shape
+    used = (expert_ids < experts)[:, :, None]
+    return jnp.sum(jnp.where(used, y.reshape(tokens, k, -1) * weights[:, :, None], 0), axis=1)
+
+
+@jax.custom_vjp
+def _spread(x: Float[Array, "t d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
+    """Row ``order[r] // k`` of x for each r: tokens in the order of their experts, k times each."""
+    return jnp.take(x, order // (order.shape[0] // max(x.shape[0], 1)), axis=0, mode="clip")
+
+
+def _spread_fwd(x: Array, order: Array, inverse: Array) -> tuple[Array, tuple[Array, int]]:
+    return _spread(x, order, inverse), (inverse, x.shape[0])
+
+
+def _spread_bwd(saved: tuple[Array, int], grad: Array) -> tuple[Array, None, None]:
+    inverse, tokens = saved
+    back = jnp.take(grad, inverse, axis=0, mode="clip")
+    return back.reshape(tokens, inverse.shape[0] // max(tokens, 1), grad.shape[1]).sum(1), None, None
+
+
+_spread.defvjp(_spread_fwd, _spread_bwd)
+
+
+@jax.custom_vjp
+def _collect(y: Float[Array, "r d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
+    """Undoes `order`: a gather forward, and a gather backward."""
+    return jnp.take(y, inverse, axis=0, mode="clip")
+
+
+def _collect_fwd(y: Array, order: Array, inverse: Array) -> tuple[Array, Array]:
+    return _collect(y, order, inverse), order
+
+
+def _collect_bwd(order: Array, grad: Array) -> tuple[Array, None, None]:
+    return jnp.take(grad, order, axis=0, mode="clip"), None, None
+
+
+_collect.defvjp(_collect_fwd, _collect_bwd)
+
+
+def sorted_mlp(
+    grouped_matmul: GroupedMatmul,
+    x: Float[Array, "t d"],
+    expert_ids: Int[Array, "t k"],
+    weights: Float[Array, "t k"],
+    gate_up: Float[Array, "e d f2"],
+    down: Float[Array, "e f d"],
+) -> Float[Array, "t d"]:
+    """`api.expert_mlp` as two grouped matmuls over sorted rows."""
+    experts = gate_up.shape[0]
+    if x.shape[0] == 0:
+        return jnp.zeros_like(x)
+    order, inverse, sizes = sort_by_expert(expert_ids, experts)
+    hidden = swiglu(grouped_matmul(_spread(x, order, inverse), gate_up, sizes))
+    y = _collect(grouped_matmul(hidden, down, sizes), order, inverse)
+    return combine(y, expert_ids, weights, experts)

@@ -1,0 +1,198 @@
+"""The live step equals the offline forward, slot by slot, and sessions know nothing of each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.model import tiny
+from tml_jax.model.interaction import InteractionModel
+from tml_jax.model.state import block_size, cache_shape
+from tml_jax.model.step import micro_turn_step
+from tml_jax.model.transformer import Transformer
+from tml_jax.streams.micro_turn import MicroTurnOutput
+
+TURNS = 300
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_output_token", "two_output_tokens"])
+def model(request):
+    return InteractionModel(tiny.config(max_output=request.param))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init_params(0)
+
+
+def recording_step(model):
+    """The step, returning the logits that decided as well: [slots, output tokens, vocabulary]."""
+
+    def step(params, state, inputs, rng):
+        seen, original = [], Transformer.logits
+
+        def logits(self, hidden):
+            seen.append(original(self, hidden))
+            return seen[-1]
+
+        Transformer.logits = logits
+        try:
+            state, out = micro_turn_step(model.net(params), model.control, state, inputs, rng)
+        finally:
+            Transformer.logits = original
+        return state, (out, jnp.stack(seen[::2], axis=1))  # every second one is the `heard` head's
+
+    return jax.jit(step)
+
+
+def stream(model, params, inputs, keys):
+    step, state = recording_step(model), model.init_state(inputs.active.shape[0])
+    outs = []
+    for turn in range(inputs.active.shape[1]):
+        state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
+        outs.append(jax.device_get(out))
+    return jax.tree.map(lambda *x: np.stack(x, axis=1), *outs), state
+
+
+@pytest.fixture(scope="module")
+def run(model, params):
+    inputs = tiny.random_inputs(model.config.stream, slots=2, turns=TURNS)
+    keys = np.array([[7, 1], [8, 2]], np.uint32)
+    (outputs, logits), state = stream(model, params, inputs, keys)
+    return inputs, outputs, logits, state, keys
+
+
+def offline(model, params, inputs, outputs, num_tokens):
+    return jax.jit(model.forward, static_argnums=3)(params, inputs, outputs, num_tokens)
+
+
+def test_streaming_equals_offline(model, params, run):
+    inputs, outputs, logits, state, _ = run
+    length = int(np.max(state.length)) + model.config.stream.max_output
+    for kind in ("hybrid", "hybrid_sliding"):  # every ring has gone round several times
+        assert length > 3 * cache_shape(model.config, kind).capacity
+    predictions = offline(model, params, inputs, outputs, length)
+    real = np.asarray(predictions.real)
+    np.testing.assert_allclose(np.asarray(predictions.logits)[real], logits[real], atol=1e-5)
+    assert (np.argmax(predictions.logits, -1) == outputs.tokens)[real].all()
+    assert (np.argmax(predictions.heard_logits, -1) == outputs.heard)[real].all()
+    assert outputs.speaking.any() and outputs.num_tokens.max() == model.config.stream.max_output
+
+
+def test_every_kind_of_block_was_seen(run):
+    inputs = run[0]
+    assert (~inputs.active).any() and (~inputs.has_audio).any()
+    assert set(np.unique(inputs.num_patches)) == {0, 1, 2}
+    assert set(np.unique(inputs.num_text)) == {0, 1, 2, 3}
+
+
+def test_causality_by_truncation(model, params, run):
+    """What comes later changes nothing that was decided before."""
+    inputs, outputs, _, state, _ = run
+    length = int(np.max(state.length)) + model.config.stream.max_output
+    whole = offline(model, params, inputs, outputs, length)
+    cut = 140
+    first = jax.tree.map(lambda x: x[:, :cut], (inputs, outputs))
+    part = offline(model, params, *first, length)
+    real = np.asarray(part.real)
+    np.testing.assert_allclose(np.asarray(part.logits)[real], np.asarray(whole.logits)[:, :cut][real], atol=1e-6)
+    changed = jax.tree.map(np.copy, inputs)
+    changed.audio[:, cut:] = 15 - changed.audio[:, cut:]
+    changed.text[:, cut:] = (changed.text[:, cut:] + 1) % 48
+    other = offline(model, params, changed, outputs, length)
+    np.testing.assert_array_equal(np.asarray(other.logits)[:, :cut], np.asarray(whole.logits)[:, :cut])
+    assert np.abs(np.asarray(other.logits)[:, cut:] - np.asarray(whole.logits)[:, cut:]).max() > 1e-3
+
+
+def test_an_inactive_slot_keeps_its_bits(model, params):
+    inputs = tiny.random_inputs(model.config.stream, slots=2, turns=3, seed=3)
+    inputs.active[:] = [[True, True, True], [True, False, False]]
+    keys = np.zeros((2, 2), np.uint32)
+    step, state = jax.jit(model.step), model.init_state(2)
+    state, _ = step(params, state, jax.tree.map(lambda x: x[:, 0], inputs), keys)
+    after, out = step(params, state, jax.tree.map(lambda x: x[:, 1], inputs), keys)
+    assert out.num_tokens[1] == 0 and not out.speaking[1] and out.num_tokens[0] > 0
+
+    def of_slot(x, slot):  # stacked layers have the slot second
+        return np.take(x, slot, axis=int(x.shape[0] != 2 or x.ndim == 5))
+
+    for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(of_slot(np.asarray(before), 1), of_slot(np.asarray(now), 1))
+
+
+def _crowd(model, seed):
+    inputs = tiny.random_inputs(model.config.stream, slots=8, turns=12, seed=seed)
+    keys = np.arange(16, dtype=np.uint32).reshape(8, 2)
+    return inputs, keys
+
+
+def _run(model, params, inputs, keys, state=None):
+    step = jax.jit(model.step)
+    state, outs = state or model.init_state(8), []
+    for turn in range(inputs.active.shape[1]):
+        state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
+        outs.append(jax.device_get(out))
+    return outs, state
+
+
+def _row(outs, slot):
+    return [jax.tree.map(lambda x: x[slot], out) for out in outs]
+
+
+def _same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_session_is_bit_identical_alone_elsewhere_and_in_company(model, params):
+    inputs, keys = _crowd(model, seed=4)
+    crowd, _ = _run(model, params, inputs, keys)
+    alone_inputs = jax.tree.map(np.zeros_like, inputs)
+    elsewhere = jax.tree.map(np.zeros_like, inputs)
+    moved_keys = np.zeros_like(keys)
+    for name in vars(inputs):
+        getattr(alone_inputs, name)[2] = getattr(inputs, name)[2]
+        getattr(elsewhere, name)[7] = getattr(inputs, name)[2]
+    moved_keys[7] = keys[2]
+    alone, _ = _run(model, params, alone_inputs, keys)
+    moved, _ = _run(model, params, elsewhere, moved_keys)
+    _same(_row(crowd, 2), _row(alone, 2))
+    _same(_row(crowd, 2), _row(moved, 7))
+
+
+def test_slots_are_reused_without_a_trace(model, params):
+    inputs, keys = _crowd(model, seed=5)
+    fresh, _ = _run(model, params, inputs, keys)
+    other, _ = _crowd(model, seed=6)
+    _, state = _run(model, params, other, keys + 99)
+    mask = np.arange(8) == 3
+    state = jax.jit(model.reset)(state, mask)
+    again, _ = _run(model, params, inputs, keys, state)
+    _same(_row(fresh, 3), _row(again, 3))
+
+
+def test_nan_in_a_neighbour_stays_there(model, params):
+    inputs, keys = _crowd(model, seed=7)
+    clean, _ = _run(model, params, inputs, keys)
+    inputs.patches[5] = np.nan
+    inputs.num_patches[5] = 1
+    dirty, _ = _run(model, params, inputs, keys)
+    for slot in (0, 4, 6, 7):
+        _same(_row(clean, slot), _row(dirty, slot))
+
+
+def test_the_state_is_as_long_as_it_must_be(model):
+    shape = cache_shape(model.config, "hybrid_sliding")
+    assert shape.ring >= model.config.text.sliding_window_size + block_size(model.config) - 1
+
+
+def test_outputs_follow_the_rules_of_a_block(model, run):
+    inputs, outputs, *_ = run
+    assert isinstance(outputs, MicroTurnOutput)
+    c, o = model.control, model.config.stream.max_output
+    assert (outputs.num_tokens[~inputs.active] == 0).all()
+    first = outputs.tokens[..., 0]
+    closed = (first == c.listen) | (first == c.delegate) | (first == c.end)
+    assert (outputs.num_tokens[inputs.active & closed] == 1).all()
+    assert (outputs.speaking == (inputs.active & ~closed)).all()
+    assert np.abs(outputs.mel[~outputs.speaking]).max() == 0
+    assert outputs.num_tokens.max() <= o

@@ -1,0 +1,61 @@
+"""Small models for tests, and conversations of random content that use every modality."""
+
+import dataclasses
+
+import numpy as np
+
+from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
+from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec, empty_input
+
+
+def config(max_output: int = 1, **text: object) -> InteractionConfig:
+    """A model of four layers, dense and sparse, local and global, with caches short enough to wrap around."""
+    base = TextConfig(
+        vocab_size=64,
+        unpadded_vocab_size=48,
+        hidden_size=32,
+        layer_types=("hybrid_sliding", "hybrid", "hybrid_sliding", "hybrid"),
+        mlp_layer_types=("dense", "sparse", "sparse", "sparse"),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        swa_num_attention_heads=2,
+        swa_num_key_value_heads=1,
+        swa_head_dim=16,
+        sliding_window_size=16,
+        rel_extent=40,
+        log_scaling_n_floor=50,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        route_scale=2.0,
+        logits_mup_width_multiplier=1.0,
+    )
+    return InteractionConfig(
+        text=dataclasses.replace(base, **text),
+        vision=VisionConfig(folds=((1, 5, 8), (1, 2, 8), (1, 4, 16), (2, 1, 0))),
+        stream=StreamSpec(
+            audio_tokens=2, max_patches=2, max_text=3, max_output=max_output, frame_height=40, frame_width=40
+        ),
+        flow=FlowConfig(width=24, depth=1, euler_steps=2),
+        clock=ClockConfig(features=4),
+        state=StateConfig(sinks=4, global_window=64),
+    )
+
+
+def random_inputs(spec: StreamSpec, slots: int, turns: int, seed: int = 0) -> MicroTurnInput:
+    """Inputs [slots, turns] of random content; blocks are ragged, and now and then a slot takes no step."""
+    rng = np.random.default_rng(seed)
+    inputs = empty_input(spec, (slots, turns))
+    shape = (slots, turns)
+    inputs.active[:] = rng.random(shape) < 0.95
+    inputs.turn[:] = np.cumsum(inputs.active, axis=1) - 1
+    inputs.audio[:] = rng.integers(0, spec.dmel_levels, inputs.audio.shape)
+    inputs.has_audio[:] = rng.random(shape) < 0.8
+    inputs.patches[:] = rng.normal(size=inputs.patches.shape)
+    inputs.num_patches[:] = rng.integers(0, spec.max_patches + 1, shape)
+    inputs.text[:] = rng.integers(0, 48, inputs.text.shape)
+    inputs.num_text[:] = np.maximum(rng.integers(0, spec.max_text + 1, shape), ~inputs.has_audio)
+    return inputs

@@ -1,0 +1,138 @@
+"""What a client gets wrong ends its own session with one sentence, and nobody else's."""
+
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.serve.conftest import bursts, talk
+from tml_jax.serve import client, protos, sessions
+
+REQUEST = protos.ConverseRequest
+CONFIG = protos.SessionConfig(sends_audio=True, sends_video=True, wants_audio=True)
+
+
+def config(**fields: object) -> object:
+    return REQUEST(config=protos.SessionConfig(**({"sends_audio": True, "sends_video": True} | fields)))
+
+
+def audio(samples: int) -> object:
+    return REQUEST(audio=protos.AudioChunk(pcm=bytes(2 * samples)))
+
+
+CASES = {
+    "no config": (
+        [audio(10)],
+        "INVALID_ARGUMENT",
+        "The first message of a session must be its config, but audio came.",
+    ),
+    "nothing": ([REQUEST()], "INVALID_ARGUMENT", "must be its config, but an empty message came."),
+    "two configs": ([config(), config()], "INVALID_ARGUMENT", "a second one came."),
+    "empty message": ([config(), REQUEST()], "INVALID_ARGUMENT", "holds nothing that this server knows."),
+    "resumed": ([config(resume_session_id="abc")], "NOT_FOUND", "There is no session 'abc' here"),
+    "unknown encoding": ([config(encoding=7)], "INVALID_ARGUMENT", "Audio encoding 7 is not known here"),
+    "low rate": ([config(sample_rate=800)], "INVALID_ARGUMENT", "A sample rate of 800 Hz cannot be taken"),
+    "many channels": ([config(channels=60)], "INVALID_ARGUMENT", "Sound of 60 channels cannot be taken"),
+    "half a sample": (
+        [config(), REQUEST(audio=protos.AudioChunk(pcm=b"abc"))],
+        "INVALID_ARGUMENT",
+        "chunk of 3 bytes is not a whole number",
+    ),
+    "empty chunk": ([config(), audio(0)], "INVALID_ARGUMENT", "chunk of 0 bytes"),
+    "over-long chunk": ([config(), audio(16_001)], "INVALID_ARGUMENT", "An audio chunk of 1000 ms is too long"),
+    "not a number": (
+        [config(encoding=2), REQUEST(audio=protos.AudioChunk(pcm=np.float32([np.nan]).tobytes()))],
+        "INVALID_ARGUMENT",
+        "samples that are not finite numbers.",
+    ),
+    "no picture": (
+        [config(), REQUEST(frame=protos.VideoFrame(data=b"\xff\xd8 no"))],
+        "INVALID_ARGUMENT",
+        "cannot be decoded",
+    ),
+    "unknown picture": (
+        [config(), REQUEST(frame=protos.VideoFrame(data=b"x", encoding=9))],
+        "INVALID_ARGUMENT",
+        "Frame encoding 9",
+    ),
+    "raw picture of another size": (
+        [config(), REQUEST(frame=protos.VideoFrame(data=bytes(10), encoding=3, width=2, height=2))],
+        "INVALID_ARGUMENT",
+        "An RGB24 frame of 10 bytes is not 2 x 2 pixels",
+    ),
+    "unannounced sound": ([config(sends_audio=False), audio(10)], "INVALID_ARGUMENT", "opened without sound"),
+    "unannounced picture": (
+        [config(sends_video=False), REQUEST(frame=protos.VideoFrame(data=b"x"))],
+        "INVALID_ARGUMENT",
+        "opened without video",
+    ),
+    "empty text": (
+        [config(), REQUEST(text=protos.TextInput(text="  "))],
+        "INVALID_ARGUMENT",
+        "A text message is empty.",
+    ),
+    "long text": (
+        [config(), REQUEST(text=protos.TextInput(text="a" * 5000))],
+        "INVALID_ARGUMENT",
+        "5000 characters is too long",
+    ),
+}
+
+
+async def refused(address: str, requests: list) -> grpc.aio.AioRpcError:
+    async with client.connect(address) as channel:
+        call = protos.converse_method(channel)(iter(requests))
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            async for _ in call:
+                pass
+        return error.value
+
+
+def test_each_mistake_has_its_status_and_sentence_and_its_neighbour_loses_nothing(serving, run) -> None:
+    script = client.Script(bursts(2.0, seed=5), tail_s=0.0, seed=3)
+
+    async def scenario() -> tuple:
+        async with serving(slots=4) as server:
+            alone = await talk(server.address, script)
+            neighbour = asyncio.create_task(talk(server.address, script))
+            errors = {name: await refused(server.address, requests) for name, (requests, _, _) in CASES.items()}
+            beside = await neighbour
+            assert server.server.engine.stats().live == 0, "every slot was given back"
+            return errors, alone, beside
+
+    errors, alone, beside = run(scenario())
+    for name, (_, code, sentence) in CASES.items():
+        error = errors[name]
+        assert error.code().name == code, name
+        assert sentence in error.details(), f"{name}: {error.details()}"
+        assert "\n" not in error.details(), name
+    assert np.array_equal(alone.reply, beside.reply) and alone.reply.any()
+
+
+def test_a_failure_inside_a_session_is_its_own(serving, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = sessions.Session._decode
+
+    def fragile(session: sessions.Session, result: object) -> list:
+        if session.config.seed == 6 and result.turn == 2:
+            raise KeyError("broken")
+        return decode(session, result)
+
+    monkeypatch.setattr(sessions.Session, "_decode", fragile)
+
+    async def scenario() -> tuple:
+        async with serving(slots=2) as server:
+            good, bad = (client.Script(bursts(2.0, seed=s), tail_s=0.0, seed=s) for s in (5, 6))
+            alone = await talk(server.address, good)
+            results = await asyncio.gather(
+                talk(server.address, bad), talk(server.address, good), return_exceptions=True
+            )
+            return alone, *results, server.server.engine.stats().live
+
+    alone, error, beside, live = run(scenario())
+    assert isinstance(error, client.SessionError), error
+    assert error.code is grpc.StatusCode.INTERNAL
+    assert "failed inside the server (KeyError)" in str(error)
+    assert np.array_equal(alone.reply, beside.reply)
+    assert alone.reply.any()
+    assert live == 0

@@ -1,0 +1,144 @@
+"""The server's life: health, reflection, information, draining, slow and fast clients, real time."""
+
+import asyncio
+import time
+
+import grpc
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from tests.serve.conftest import bursts, talk
+from tml_jax.serve import client, events, protos
+from tml_jax.serve.engine import Engine
+from tml_jax.serve.sessions import SessionConfig, Sessions, SessionSettings, SlowClientError
+
+
+def test_health_reflection_and_information(serving, run) -> None:
+    async def scenario() -> tuple:
+        async with serving(slots=3) as server, client.connect(server.address) as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check
+            health = await check(health_pb2.HealthCheckRequest(service=protos.SERVICE))
+            names = await asyncio.to_thread(_services, server.address)
+            return health.status, names, await client.server_info(channel)
+
+    status, names, info = run(scenario())
+    assert status == health_pb2.HealthCheckResponse.SERVING
+    assert protos.SERVICE in names
+    assert (info.model, info.slots, info.live_sessions, info.draining) == ("fake", 3, 0, False)
+    assert (info.stream.micro_turn_ms, info.stream.sample_rate, info.stream.max_text) == (200, 16_000, 8)
+
+
+def _services(address: str) -> list[str]:
+    with grpc.insecure_channel(address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        service = descriptor_pool.DescriptorPool(database).FindServiceByName(protos.SERVICE)
+        assert [method.name for method in service.methods] == ["Converse", "GetServerInfo"]
+        return list(database.get_services())
+
+
+def test_draining_refuses_the_new_lets_the_live_finish_and_ends_the_rest(serving, run) -> None:
+    async def scenario() -> tuple:
+        async with serving(slots=3, real_time=True) as server, client.connect(server.address) as channel:
+            short = asyncio.create_task(talk(server.address, client.Script(bursts(0.4, 1), tail_s=0.2), real_time=True))
+            endless = asyncio.create_task(talk(server.address, client.Script(bursts(20.0, 1)), real_time=True))
+            await asyncio.sleep(0.4)
+            drain = asyncio.create_task(server.server.door.drain(2.5))
+            await asyncio.sleep(0.05)
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            refused = (
+                await asyncio.gather(talk(server.address, client.Script(bursts(0.2, 1))), return_exceptions=True)
+            )[0]
+            finished, ended = await asyncio.gather(short, endless, return_exceptions=True)
+            await drain
+            return health.status, refused, finished, ended
+
+    status, refused, finished, ended = run(scenario())
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (refused.code, str(refused)) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "The server is going down and takes no new session: use another one.",
+    )
+    assert isinstance(finished, client.Recording), finished
+    assert ended.code is grpc.StatusCode.UNAVAILABLE
+    assert str(ended) == "The server is going down and the grace period for this session is over."
+
+
+def test_in_real_time_a_fast_client_is_slowed_down_to_the_pace_of_time(serving, run) -> None:
+    async def scenario() -> tuple:
+        async with serving(real_time=True, max_queue_ms=400) as server, client.connect(server.address) as channel:
+            call = protos.converse_method(channel)()
+            await call.write(protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True)))
+            await call.read()
+            (session,) = server.server.sessions._live
+            send = asyncio.create_task(_pour(call, 3.0))
+            longest, start = 0, time.monotonic()
+            while not send.done() or session._turn < 9:
+                longest = max(longest, session._inbox.queued)
+                await asyncio.sleep(0.005)
+            elapsed, stats = time.monotonic() - start, server.server.engine.stats()
+            call.cancel()
+            return longest, elapsed, stats
+
+    longest, elapsed, stats = run(scenario())
+    assert 2 <= longest <= 3, "at most max_queue_ms and the micro-turn that went over it wait"
+    assert elapsed > 1.5, "ten micro-turns were not stepped faster than time"
+    assert stats.deadline_misses == 0 or stats.step_p99_ms > 200
+
+
+async def _pour(call: object, seconds: float) -> None:
+    for _ in range(round(seconds * 50)):
+        await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(640))))
+
+
+def test_a_client_that_reads_nothing_is_ended(bundle, run) -> None:
+    async def scenario() -> Exception:
+        engine = Engine(bundle, 1)
+        engine.start()
+        sessions = Sessions(engine, SessionSettings(max_unsent_ms=400), None)
+        session = sessions.open(SessionConfig(sends_audio=False))  # nobody reads `session.told()`
+        error = await asyncio.wait_for(session.failed, 5)
+        sessions.close(session)
+        engine.stop()
+        return error
+
+    error = run(scenario())
+    assert isinstance(error, SlowClientError)
+    assert str(error) == "The client is 0.4 s behind in reading its replies, so its session was ended."
+
+
+def test_sound_that_stays_away_is_replaced_by_silence_and_time_goes_on(serving, run) -> None:
+    async def scenario() -> list:
+        async with serving(real_time=True, late_ms=200) as server, client.connect(server.address) as channel:
+            call = protos.converse_method(channel)()
+            await call.write(protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True)))
+            await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(2 * 4800))))  # one and a half
+            told, start = [], time.monotonic()
+            while (left := start + 2.0 - time.monotonic()) > 0:
+                try:
+                    message = await asyncio.wait_for(
+                        asyncio.shield(reading := asyncio.ensure_future(call.read())), left
+                    )
+                except TimeoutError:
+                    reading.cancel()
+                    break
+                told.append(client.to_event(message))
+            call.cancel()
+            return told
+
+    turns = [event for event in run(scenario()) if isinstance(event, events.Turn)]
+    assert [turn.turn for turn in turns] == list(range(len(turns)))
+    assert [turn.silence_ms for turn in turns[:3]] == [0, 100, 200], (
+        "the half micro-turn is filled up, then all is silence"
+    )
+    assert 6 <= len(turns) <= 11, "200 ms late at first, then one micro-turn every 200 ms"
+
+
+def test_typed_text_alone_makes_a_session(serving, run) -> None:
+    async def scenario() -> client.Recording:
+        async with serving(real_time=True) as server:
+            return await talk(server.address, client.Script(None, texts=[(0.5, "seven")], tail_s=0.5), real_time=True)
+
+    said = [event for event in run(scenario()).events if event["type"] == "word"]
+    assert [event["text"] for event in said] == ["seven"]
+    assert 1 <= said[0]["turn"] <= 5

@@ -1,0 +1,177 @@
+"""The parts of the server on their own: pacing, inbox, intake, journal, playback, summary."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.serve.fakes import SPEC
+from tml_jax.serve import intake, summary
+from tml_jax.serve.assembler import Assembler
+from tml_jax.serve.inbox import Block, Inbox
+from tml_jax.serve.journal import Journal, read_journal
+from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.playback import Playback
+from tml_jax.streams.dmel import dmel
+from tml_jax.streams.micro_turn import empty_input
+
+TICK = 99
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 16_000), min_size=1, max_size=12), st.integers(0, 2**31))
+def test_chunks_of_one_sample_to_one_second_give_the_same_micro_turns(sizes: list[int], seed: int) -> None:
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, sum(sizes)).astype(np.float32)
+    inbox = Inbox(SPEC, TICK, lambda: None)
+    pacer = Pacer(0.2, 0.4)
+    pacer.begin(0.0)
+    assembler = Assembler(SPEC, True, inbox, pacer)
+    for piece in np.split(samples, np.cumsum(sizes)[:-1]):
+        assembler.push(piece)
+    assembler.pad(expected=False)
+    count = inbox.queued
+    assert count == len(samples) // 3200 + 1
+    blocks = [inbox.take(empty_input(SPEC, (1,)), 0) for _ in range(count)]
+    whole = dmel(np.pad(samples, (0, count * 3200 - len(samples))), SPEC)
+    assert np.array_equal(np.concatenate([block.levels for block in blocks]), whole)
+    assert blocks[-1].silence_ms == (count * 3200 - len(samples)) // 16
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000])
+def test_resampling_does_not_depend_on_the_chunks(rate: int) -> None:
+    rng = np.random.default_rng(0)
+    pcm = (3000 * rng.standard_normal(rate)).astype("<i2")
+    sound = intake.SoundFormat(rate, 1)
+
+    def streamed(sizes: np.ndarray) -> np.ndarray:
+        one = intake.SoundIntake(sound, SPEC)
+        pieces = [one.push(piece.tobytes()) for piece in np.split(pcm, sizes) if len(piece)]
+        return np.concatenate([*pieces, one.flush()])
+
+    cut = streamed(np.sort(rng.choice(len(pcm), 60, replace=False)))
+    assert np.array_equal(streamed(np.array([rate // 2])), cut)
+    assert abs(len(cut) - 16_000) <= 2
+
+
+def test_channels_are_averaged_and_floats_are_read() -> None:
+    stereo = np.float32([[0.5, -0.1], [0.25, 0.75]])
+    sound = intake.SoundIntake(intake.SoundFormat(16_000, 2, intake.SampleFormat.F32LE), SPEC)
+    assert sound.push(stereo.tobytes()) == pytest.approx([0.2, 0.5])
+    integers = intake.SoundIntake(intake.SoundFormat(16_000, 2), SPEC)
+    assert integers.push((stereo * 32768).astype("<i2").tobytes()) == pytest.approx([0.2, 0.5], abs=1e-4)
+
+
+def _micro_turns(inbox: Inbox, count: int) -> list[list[int]]:
+    texts = []
+    for _ in range(count):
+        inputs = empty_input(SPEC, (2,))
+        inbox.take(inputs, 1)
+        assert inputs.active.tolist() == [False, True]
+        texts.append(inputs.text[1, : inputs.num_text[1]].tolist())
+    return texts
+
+
+def test_text_waits_for_its_micro_turn_and_what_does_not_fit_for_the_next() -> None:
+    inbox = Inbox(SPEC, TICK, lambda: None)
+    silent = Block(levels=None)
+    inbox.put_text(range(3))
+    inbox.put(silent)
+    inbox.put_text(range(10, 21))  # while micro-turn 1 is filled: the engine, not there yet, must not read it in 0
+    for _ in range(4):
+        inbox.put(silent)
+    assert _micro_turns(inbox, 4) == [[0, 1, 2], list(range(10, 18)), [18, 19, 20], [TICK]]
+
+
+def test_a_micro_turn_with_sound_has_no_tick() -> None:
+    inbox = Inbox(SPEC, TICK, lambda: None)
+    inbox.put(Block(levels=np.ones((10, 80), np.int32)))
+    assert _micro_turns(inbox, 1) == [[]]
+
+
+def test_pacing_steps_a_fast_client_in_real_time_and_catches_up_after_a_stall() -> None:
+    pacer = Pacer(0.2, 0.4)
+    pacer.begin(100.0, 0.2)
+    poured = [pacer.complete(100.0, 0.2 * (k + 1)) for k in range(5)]
+    assert np.diff(poured) == pytest.approx([0.2] * 4)
+    stalled = Pacer(0.2, 0.4)
+    stalled.begin(100.0, 0.2)
+    assert all(stalled.complete(101.0, 0.2 * (k + 1)) < 101.0 for k in range(5)), "all of a late burst may go at once"
+
+
+def test_pacing_calls_sound_late_after_the_set_time_and_forgives_once_it_is_back() -> None:
+    pacer = Pacer(0.2, 0.4)
+    pacer.begin(100.0)
+    pacer.complete(100.2, 0.2)
+    assert not pacer.late(100.79)
+    assert pacer.late(100.81)
+    pacer.skip()
+    assert not pacer.late(100.81)
+    assert pacer.late(101.01)
+    pacer.complete(101.3, 0.4)
+    assert not pacer.late(101.89)
+    assert pacer.late(101.91)
+
+
+def test_pacing_bears_a_clock_that_runs_slow_for_hours() -> None:
+    pacer = Pacer(0.2, 0.4)
+    pacer.begin(0.0)
+    now = 0.0
+    for k in range(20_000):
+        now += 0.2 * 1.0005
+        assert not pacer.late(now - 1e-6)
+        pacer.complete(now, 0.2 * (k + 1))
+
+
+def test_a_journal_can_be_read_back_after_a_crash(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "deep" / "session.jsonl"
+    journal = Journal(path)
+    assert not path.exists()
+    written = [journal.write("word", 0.2 * k, k, text=f"wörd {k}") for k in range(3)]
+    with path.open("a") as file:  # not closed: as a killed process leaves it
+        file.write('{"t": 0.8, "turn": 4, "ty')
+    assert read_journal(path) == written
+    journal.close()
+    journal.write("word", 9.0, 45, text="after the end")
+    assert len(read_journal(path)) == 3
+    path.write_text("hello\n")
+    with pytest.raises(ValueError, match="line 1 is no event"):
+        read_journal(path)
+
+
+def _pcm(value: int) -> bytes:
+    return np.full(3200, value, "<i2").tobytes()
+
+
+def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> None:
+    playback = Playback(16_000, real_time=True)
+    playback.add(_pcm(1000), 4, 1.0, 1.05)
+    playback.add(_pcm(2000), 5, 1.2, 1.26)  # due at 1.27: in time
+    playback.add(_pcm(3000), 6, 1.4, 1.60)  # due at 1.47: too late
+    sound = np.round(playback.sound(2.0) * 32767)
+    starts = [int(np.argmax(sound == value)) / 16_000 for value in (1000, 2000, 3000)]
+    assert starts == pytest.approx([1.07, 1.27, 1.62])
+    assert playback.underruns == 1
+    assert len(sound) == 32_000
+
+
+def test_turn_taking_is_measured_on_the_sound() -> None:
+    rng = np.random.default_rng(0)
+
+    def speech(*spans: tuple[float, float]) -> np.ndarray:
+        sound = 1e-4 * rng.standard_normal(10 * 16_000)
+        for start, end in spans:
+            sound[round(start * 16_000) : round(end * 16_000)] += 0.1 * rng.standard_normal(
+                round((end - start) * 16_000)
+            )
+        return sound.astype(np.float32)
+
+    user = speech((1.0, 1.4), (1.6, 2.0), (4.0, 5.0), (7.0, 8.0))
+    reply = speech((2.4, 3.0), (3.1, 3.5), (5.3, 6.5))
+    journal = [{"t": 0.2, "turn": 0, "type": "step", "ms": 20.0, "missed": False}]
+    figures = summary.summarise(journal, user, 16_000, reply, 16_000)
+    assert figures["turn_taking_latencies_s"] == [pytest.approx(0.4, abs=0.03), pytest.approx(0.3, abs=0.03), None]
+    assert (figures["user_utterances"], figures["user_utterances_answered"]) == (3, 2)
+    silent = summary.summarise(journal, user, 16_000, np.zeros(1000, np.float32), 16_000)
+    assert silent["reply_sound_s"] == 0

@@ -1,0 +1,87 @@
+"""Between checkpoints in the published layout and saved models, a layer at a time and bit for bit."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+
+from tml_jax.checkpoint import huggingface, store
+from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorSpec, write_tensors
+from tml_jax.model.interaction import InteractionModel
+
+Path = str | os.PathLike[str]
+
+
+def is_published(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint in the published layout (True) or a saved model (False).
+
+    Raises:
+      ValueError: it has no readable ``config.json``.
+    """
+    config = huggingface.read_json(pathlib.Path(directory) / store.CONFIG_FILE)
+    return "text_config" in config or "model_type" in config
+
+
+def to_saved_model(
+    source: Path, target: Path, *, seed: int = 0, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> huggingface.Report:
+    """Published layout -> saved model. Every weight keeps its stored dtype, so that the way back is exact.
+
+    Args:
+      source: with ``config.json`` and, if there is one, ``tokenizer.json``.
+      target: an empty or new directory.
+      seed: of the interaction heads, where the checkpoint has none.
+      max_shard_bytes: of a weights file.
+
+    Raises:
+      ValueError: the checkpoint is damaged or is not of its config, or the target isn't empty.
+    """
+    checkpoint = huggingface.HuggingFaceCheckpoint(source)
+    target = _new_directory(target)
+    model = InteractionModel(checkpoint.config)
+    fresh = huggingface.fresh_params(model, checkpoint.report.fresh, seed)
+    specs = [
+        TensorSpec(path, x.shape, np.dtype(x.dtype) if path in fresh else checkpoint.dtype(path))
+        for path, x in huggingface.flatten(model.abstract).items()
+    ]
+    dtypes = {spec.name: spec.dtype for spec in specs}
+
+    def pieces(path: str) -> Iterator[np.ndarray]:
+        if path in fresh:
+            yield np.asarray(fresh[path])
+            return
+        for layer in checkpoint.layers(path):
+            yield layer.astype(dtypes[path], copy=False)
+
+    write_tensors(target, specs, pieces, max_shard_bytes=max_shard_bytes)
+    _copy_tokenizer(source, target)
+    store.write_config(target, checkpoint.config)
+    return checkpoint.report
+
+
+def to_published(source: Path, target: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+    """Saved model -> published layout, in the stored dtypes.
+
+    Raises:
+      ValueError: the model is damaged, or the target isn't empty.
+    """
+    config, files = store.open_model(source)
+    target = _new_directory(target)
+    huggingface.export_params(target, config, files, max_shard_bytes=max_shard_bytes)
+    _copy_tokenizer(source, target)
+
+
+def _new_directory(path: Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is not empty; name a new directory.")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _copy_tokenizer(source: Path, target: pathlib.Path) -> None:
+    path = pathlib.Path(source) / store.TOKENIZER_FILE
+    if path.is_file():
+        shutil.copyfile(path, target / store.TOKENIZER_FILE)

@@ -1,0 +1,379 @@
+"""Weights in the published Inkling layout (Hugging Face safetensors), read and written bit for bit.
+
+`MODEL` and `LAYER` are the one table: our weight, its published name, and how its axes lie. The published names are
+those that `transformers` reads and that its `save_pretrained` writes (`transformers.conversion_mapping`,
+"inkling_mm_model"). What Inkling doesn't have (the flow head, the clock, `heard`, ...) is stored beside it under
+``interaction.``, in our own layout. Layers that we keep stacked are single layers there.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
+from tml_jax.model.config import InteractionConfig, text_config_to_hf
+from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.plan import layer_plan
+
+# (our weight, published name, "published axes -> our axes"); {i} is an index that both sides share.
+MODEL = (
+    ("text.table", "model.llm.embed.weight", "v d -> v d"),
+    ("text.norm.w", "model.llm.embed_norm.weight", "d -> d"),
+    ("transformer.norm.w", "model.llm.norm.weight", "d -> d"),
+    ("transformer.unembed", "model.llm.unembed.weight", "v d -> v d"),
+    ("audio.table", "model.audio.encoder.weight", "(frame bin level) d -> frame bin level d"),
+    ("audio.norm.w", "model.audio.final_norm.weight", "d -> d"),
+    ("vision.fold_{i}.w", "model.visual.layers.linear_{i}.weight", "out in -> in out"),
+    ("vision.norm_{i}.w", "model.visual.layers.norm_{i}.weight", "d -> d"),
+    ("vision.norm.w", "model.visual.final_norm.weight", "d -> d"),
+)
+# Within "transformer.<group>." and "model.llm.layers.<layer>.". w13 holds gate and up interleaved row by row.
+LAYER = (
+    ("attn_norm.w", "attn_norm.weight", "d -> d"),
+    ("attn.q.w", "attn.wq_du.weight", "(h k) d -> d h k"),
+    ("attn.k.w", "attn.wk_dv.weight", "(h k) d -> d h k"),
+    ("attn.v.w", "attn.wv_dv.weight", "(h k) d -> d h k"),
+    ("attn.r.w", "attn.wr_du.weight", "(h k) d -> d h k"),
+    ("attn.o", "attn.wo_ud.weight", "d (h k) -> h k d"),
+    ("attn.k_conv.w", "attn.k_sconv.weight", "c 1 tap -> tap c"),
+    ("attn.v_conv.w", "attn.v_sconv.weight", "c 1 tap -> tap c"),
+    ("attn.q_norm.w", "attn.q_norm.weight", "k -> k"),
+    ("attn.k_norm.w", "attn.k_norm.weight", "k -> k"),
+    ("attn.profiles", "attn.rel_logits_proj.proj", "r n -> r n"),
+    ("attn_conv.w", "attn_sconv.weight", "c 1 tap -> tap c"),
+    ("mlp_norm.w", "mlp_norm.weight", "d -> d"),
+    ("mlp.gate_up.w", "mlp.w13_dn.weight", "(f gate_up) d -> d gate_up f"),
+    ("mlp.down.w", "mlp.w2_md.weight", "d f -> f d"),
+    ("mlp.router", "mlp.gate.weight", "e d -> e d"),
+    ("mlp.correction", "mlp.gate.bias", "e -> e"),
+    ("mlp.gate_up", "mlp.experts.w13_weight", "e (f gate_up) d -> e d gate_up f"),
+    ("mlp.down", "mlp.experts.w2_weight", "e d f -> e f d"),
+    ("mlp.shared_gate_up", "mlp.shared_experts.shared_w13_weight", "s (f gate_up) d -> s d gate_up f"),
+    ("mlp.shared_down", "mlp.shared_experts.shared_w2_weight", "s d f -> s f d"),
+    ("mlp_conv.w", "mlp_sconv.weight", "c 1 tap -> tap c"),
+)
+# The learned scale sits elsewhere in a dense block than in a sparse one.
+SCALE = {"dense": "mlp.global_scale", "sparse": "mlp.gate.global_scale"}
+OURS = "interaction."
+# Multi-token prediction: published, not part of the model that interacts.
+SKIPPED = "model.mtp."
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a published tensor's axes lie in ours: "(h k) d -> d h k" splits the first axis and moves it."""
+
+    published: tuple[tuple[str, ...], ...]
+    ours: tuple[str, ...]
+
+    @classmethod
+    @functools.cache
+    def parse(cls, text: str) -> "Layout":
+        """Reads "published axes -> our axes"; parentheses group axes that are one on the published side."""
+        left, right = text.split(" -> ")
+        groups: list[tuple[str, ...]] = []
+        for part in left.replace("(", "|(").replace(")", ")|").split("|"):
+            if part.startswith("("):
+                groups.append(tuple(part.strip("()").split()))
+            else:
+                groups += [() if name == "1" else (name,) for name in part.split()]
+        return cls(tuple(groups), tuple(right.split()))
+
+    @property
+    def _flat(self) -> tuple[str, ...]:
+        return tuple(axis for group in self.published for axis in group)
+
+    def published_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The published shape of a weight of our shape."""
+        size = dict(zip(self.ours, shape, strict=True))
+        return tuple(math.prod(size[a] for a in group) for group in self.published)
+
+    def to_ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """A view of a published tensor as our weight of `shape`."""
+        size = dict(zip(self.ours, shape, strict=True))
+        return x.reshape([size[a] for a in self._flat]).transpose([self._flat.index(a) for a in self.ours])
+
+    def to_published(self, x: np.ndarray) -> np.ndarray:
+        """Our weight as it is published."""
+        shape = self.published_shape(x.shape)
+        return x.transpose([self.ours.index(a) for a in self._flat]).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One published tensor: a weight of ours, or one layer of a stacked one.
+
+    Attributes:
+      path: our weight. name: the published one. shape: ours, without the stack.
+      layer: index in the stack; None: not stacked. layout: None: the tensor is stored as it is.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    layer: int | None = None
+    layout: Layout | None = None
+
+    @property
+    def published_shape(self) -> tuple[int, ...]:
+        """Its shape in a file."""
+        return self.layout.published_shape(self.shape) if self.layout else self.shape
+
+    def read(self, files: TensorFiles) -> np.ndarray:
+        """The weight, as a view of the mapped file."""
+        x = files[self.name]
+        return self.layout.to_ours(x, self.shape) if self.layout else x
+
+    def write(self, weight: Any) -> np.ndarray:  # noqa: ANN401
+        """The tensor, from the whole weight."""
+        x = np.asarray(weight if self.layer is None else weight[self.layer])
+        return self.layout.to_published(x) if self.layout else x
+
+
+def entries(config: InteractionConfig) -> tuple[Entry, ...]:
+    """Every published tensor of a model, in the order of our weights."""
+    model = {}
+    for path, name, layout in MODEL:
+        for i in range(len(config.vision.folds)):
+            model[path.format(i=i)] = (name.format(i=i), layout)
+    layer = {path: (name, layout) for path, name, layout in LAYER}
+    groups = {group.name: group for group in layer_plan(config.text)}
+    result = []
+    for path, weight in flatten(InteractionModel(config).abstract).items():
+        part, _, rest = path.partition(".")
+        group_name, _, inner = rest.partition(".")
+        if part == "transformer" and group_name in groups:
+            group = groups[group_name]
+            name, layout = (SCALE[group.mlp_type], "one -> one") if inner == "mlp.scale" else layer[inner]
+            for i, number in enumerate(group.layers()):
+                stacked = i if group.repeats else None
+                shape = weight.shape[1:] if group.repeats else weight.shape
+                published = f"model.llm.layers.{number}.{name}"
+                result.append(Entry(path, published, shape, stacked, Layout.parse(layout)))
+        elif path in model:
+            name, layout = model[path]
+            result.append(Entry(path, name, weight.shape, None, Layout.parse(layout)))
+        else:
+            result.append(Entry(path, OURS + path, weight.shape))
+    return tuple(result)
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Nested weights by dotted path."""
+    return traverse_util.flatten_dict(params, sep=".")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an import found: tensors and parameters read, tensors skipped, and weights of ours that start fresh."""
+
+    tensors: int
+    parameters: int
+    skipped: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"read {self.tensors} tensors, {self.parameters:,} parameters"]
+        if self.skipped:
+            lines.append(f"skipped {len(self.skipped)} tensors of multi-token prediction: {', '.join(self.skipped)}")
+        if self.fresh:
+            lines.append(f"the checkpoint has no interaction heads; these start fresh: {', '.join(self.fresh)}")
+        return "\n".join(lines)
+
+
+class HuggingFaceCheckpoint:
+    """A checkpoint in the published layout, opened and checked against the model that it should hold.
+
+    Attributes:
+      config: the model; its `interaction` parts are the defaults where the checkpoint doesn't know them.
+      report: what it holds.
+
+    Raises:
+      ValueError: it can't be read, or a tensor is missing, of another shape, or has no place in the model.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], config: InteractionConfig | None = None) -> None:
+        self.directory = pathlib.Path(directory)
+        self.config = read_config(directory) if config is None else config
+        self.files = TensorFiles(directory)
+        table = entries(self.config)
+        has_heads = any(name.startswith(OURS) for name in self.files)
+        fresh = [] if has_heads else [e.path for e in table if e.name.startswith(OURS)]
+        table = [e for e in table if e.path not in set(fresh)]
+        known = {e.name for e in table}
+        skipped = [name for name in self.files if name.startswith(SKIPPED)]
+        if extra := sorted(set(self.files) - known - set(skipped)):
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+            raise ValueError(f"{directory} holds tensor {extra[0]!r}{more}, for which this model has no place.")
+        for entry in table:
+            self._check(entry)
+        parameters = sum(math.prod(e.shape) for e in table)
+        self.report = Report(len(table), parameters, tuple(sorted(skipped)), tuple(fresh))
+        self._by_path: dict[str, list[Entry]] = {}
+        for entry in table:
+            self._by_path.setdefault(entry.path, []).append(entry)
+
+    def _check(self, entry: Entry) -> None:
+        if entry.name not in self.files:
+            raise ValueError(f"{self.directory} lacks tensor {entry.name!r} of shape {list(entry.published_shape)}.")
+        found = self.files.spec(entry.name).shape
+        if found != entry.published_shape:
+            raise ValueError(
+                f"Tensor {entry.name!r} of {self.directory} has shape {list(found)}; "
+                f"this model expects {list(entry.published_shape)}."
+            )
+
+    def dtype(self, path: str) -> np.dtype:
+        """The dtype in which a weight is stored."""
+        return np.result_type(*(self.files.spec(e.name).dtype for e in self._by_path[path]))
+
+    def layers(self, path: str) -> Iterator[np.ndarray]:
+        """A weight's layers one after the other (one, where it isn't stacked), as views of the mapped files."""
+        return (entry.read(self.files) for entry in self._by_path[path])
+
+    def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A block of a weight; only that block is read."""
+        found = self._by_path[path]
+        if found[0].layer is None:
+            return found[0].read(self.files)[index]
+        return np.stack([entry.read(self.files)[index[1:]] for entry in found[index[0]]])
+
+
+def import_params(
+    checkpoint: HuggingFaceCheckpoint, model: InteractionModel, shardings: Params | None = None, seed: int = 0
+) -> Params:
+    """A model's weights from a checkpoint, each placed as soon as it is read.
+
+    Args:
+      checkpoint: opened with the model's config.
+      model: says in which dtype each weight is kept.
+      shardings: a like tree; None: the default device. A device's block is all that is read for it.
+      seed: of the weights that the checkpoint doesn't hold.
+    """
+    return place_params(model, checkpoint.read, shardings, fresh=checkpoint.report.fresh, seed=seed)
+
+
+def place_params(
+    model: InteractionModel,
+    read: Callable[[str, tuple[slice, ...]], np.ndarray],
+    shardings: Params | None = None,
+    *,
+    fresh: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Params:
+    """Weights from a reader of blocks, cast to the model's dtypes; `fresh` ones are initialised."""
+    placement = flatten(shardings) if shardings is not None else {}
+    params = fresh_params(model, fresh, seed)
+    for path, weight in flatten(model.abstract).items():
+        if path in params:
+            params[path] = jax.device_put(params[path], placement.get(path))
+            continue
+
+        def block(index: tuple[slice, ...], path: str = path, dtype: Any = weight.dtype) -> np.ndarray:  # noqa: ANN401
+            return np.array(read(path, index), dtype, order="C")
+
+        if path in placement:
+            params[path] = jax.make_array_from_callback(weight.shape, placement[path], block)
+        else:
+            params[path] = jax.device_put(block((slice(None),) * len(weight.shape)))
+    return traverse_util.unflatten_dict(params, sep=".")
+
+
+def fresh_params(model: InteractionModel, paths: tuple[str, ...], seed: int) -> dict[str, jax.Array]:
+    """Initial values of some weights; the compiler drops the drawing of all others."""
+
+    def draw(seed: jax.Array) -> dict[str, jax.Array]:
+        weights = flatten(model.init_params(seed))
+        return {path: weights[path] for path in paths}
+
+    return jax.jit(draw)(seed) if paths else {}
+
+
+def export_params(
+    directory: str | os.PathLike[str],
+    config: InteractionConfig,
+    params: Params | Mapping[str, Any],
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes a model in the published layout, with its ``config.json``; dtypes stay what they are.
+
+    Args:
+      directory: made where it isn't there.
+      config: the model's sizes.
+      params: nested weights, or weights by dotted path that are read when they are asked for (`TensorFiles`).
+      max_shard_bytes: of a file.
+    """
+    weights = flatten(params) if isinstance(params, dict) else params
+    table = {entry.name: entry for entry in entries(config)}
+    specs = [TensorSpec(e.name, e.published_shape, np.dtype(weights[e.path].dtype)) for e in table.values()]
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        yield table[name].write(weights[table[name].path])
+
+    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
+    data = json.dumps(config_to_hf(config), indent=2) + "\n"
+    (pathlib.Path(directory) / "config.json").write_text(data)
+
+
+def config_to_hf(config: InteractionConfig) -> dict[str, Any]:
+    """A ``config.json`` that `transformers` reads; what it doesn't know lies under "interaction"."""
+    spec, size = config.stream, config.text.hidden_size
+    frames = spec.dmel_frames // spec.audio_tokens
+    ours = config.to_json()
+    return {
+        "architectures": ["InklingForConditionalGeneration"],
+        "model_type": "inkling_mm_model",
+        "text_config": text_config_to_hf(config.text),
+        "audio_config": {
+            "model_type": "inkling_audio",
+            "n_mel_bins": frames * spec.dmel_bins,
+            "mel_vocab_size": spec.dmel_levels,
+            "text_hidden_size": size,
+        },
+        "vision_config": {
+            "model_type": "inkling_vision",
+            "n_layers": len(config.vision.folds),
+            "patch_size": spec.patch_size,
+            "temporal_patch_size": spec.patch_frames,
+            "text_hidden_size": size,
+        },
+        "interaction": {part: value for part, value in ours.items() if part != "text"},
+    }
+
+
+def read_config(directory: str | os.PathLike[str]) -> InteractionConfig:
+    """The config of a checkpoint in the published layout.
+
+    Raises:
+      ValueError: there is no ``config.json``, or it is not of an Inkling model.
+    """
+    hf = read_json(pathlib.Path(directory) / "config.json")
+    ours = InteractionConfig.from_json(hf.get("interaction", {}))
+    parts = {f.name: getattr(ours, f.name) for f in dataclasses.fields(ours) if f.name != "text"}
+    return InteractionConfig.from_hf(hf, **parts)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      ValueError: the file isn't there or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds no JSON object.")
+    return data

@@ -1,0 +1,192 @@
+"""Named tensors in safetensors files, read and written piece by piece.
+
+A directory holds ``model.safetensors``, or shards and the ``model.safetensors.index.json`` that says which tensor
+lies in which. Reading maps the files into memory, so that a slice of a tensor costs only that slice; writing takes
+each tensor in pieces. Neither ever holds a checkpoint, or a stack of layers, in memory.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of a stored tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class TensorFiles(Mapping[str, np.ndarray]):
+    """The tensors of a directory, by name; each is a read-only array mapped from its file.
+
+    Raises:
+      ValueError: there are no such files, one of them is damaged, or the index names a tensor that none holds.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = pathlib.Path(directory)
+        self._places: dict[str, tuple[pathlib.Path, TensorSpec, int]] = {}
+        index = self.directory / _INDEX
+        if index.is_file():
+            files = _read_index(index)
+        elif (self.directory / _FILE).is_file():
+            files = {_FILE: None}
+        else:
+            raise ValueError(f"{self.directory} holds no model.safetensors and no model.safetensors.index.json.")
+        for file, expected in files.items():
+            places = _read_header(self.directory / file)
+            if expected is not None and (lost := sorted(expected - set(places))):
+                raise ValueError(f"{index} places tensor {lost[0]!r} in {file}, which does not hold it.")
+            self._places.update(places)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The tensor, mapped: only what is read of it is read from disk."""
+        path, spec, offset = self._places[name]
+        if not spec.nbytes:
+            return np.empty(spec.shape, spec.dtype)
+        return np.memmap(path, spec.dtype, "r", offset, spec.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._places)
+
+    def spec(self, name: str) -> TensorSpec:
+        """Shape and dtype of a tensor, without reading it."""
+        return self._places[name][1]
+
+
+def _read_index(index: pathlib.Path) -> dict[str, set[str]]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = collections.defaultdict(set)
+        for name, file in weight_map.items():
+            files[file].add(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of safetensors files ({type(error).__name__}: {error}).") from error
+    return files
+
+
+def _read_header(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, TensorSpec, int]]:
+    """Where each tensor of a file lies."""
+    try:
+        with safe_open(path, "np"):  # checks the header against the file
+            pass
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}).") from error
+    header.pop("__metadata__", None)
+    places = {}
+    for name, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"Tensor {name!r} of {path} has dtype {entry['dtype']}, which is not supported.")
+        spec = TensorSpec(name, tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        places[name] = (path, spec, 8 + size + entry["data_offsets"][0])
+    return places
+
+
+def write_tensors(
+    directory: str | os.PathLike[str],
+    specs: Sequence[TensorSpec],
+    pieces: Callable[[str], Iterable[Any]],
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes tensors: one file, or shards with an index where they would pass `max_shard_bytes`.
+
+    Each file appears under its name only when it is whole.
+
+    Args:
+      directory: made where it isn't there.
+      specs: what will be written, in order.
+      pieces: of a name, its values: arrays of its dtype which, flattened one after another, are the tensor.
+      max_shard_bytes: a tensor larger than this has a file of its own.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = _shards(specs, max_shard_bytes)
+    if len(shards) == 1:
+        _write_file(directory / _FILE, shards[0], pieces)
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(directory / name, shard, pieces)
+        weight_map.update({spec.name: name for spec in shard})
+    index = {"metadata": {"total_size": sum(s.nbytes for s in specs)}, "weight_map": weight_map}
+    (directory / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def _shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+    shards: list[list[TensorSpec]] = [[]]
+    size = 0
+    for spec in specs:
+        if shards[-1] and size + spec.nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(spec)
+        size += spec.nbytes
+    return shards
+
+
+def _write_file(path: pathlib.Path, specs: Sequence[TensorSpec], pieces: Callable[[str], Iterable[Any]]) -> None:
+    # Widest dtypes first: every tensor then starts at a multiple of its item size.
+    specs = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        span = [offset, offset + spec.nbytes]
+        header[spec.name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": span}
+        offset = span[1]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for spec in specs:
+            written = 0
+            for piece in pieces(spec.name):
+                array = np.ascontiguousarray(piece)
+                assert array.dtype == spec.dtype, (spec, array.dtype)
+                file.write(array.view(np.uint8).data if array.size else b"")
+                written += array.nbytes
+            assert written == spec.nbytes, (spec, written)
+    partial.replace(path)

@@ -1,0 +1,104 @@
+"""What to train on, in numbers: the mix of scenarios, the ranges of the acoustics and the shape of a window."""
+
+import dataclasses
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """Relative frequency of each scenario; they need not sum to one."""
+
+    command: float = 4.0  # "repeat five two please", "count to seven", with hesitations inside the request
+    greeting: float = 0.6
+    timer: float = 3.0  # "tell me when five seconds have passed"
+    beeper: float = 1.6  # "say beep every three seconds", until "stop"
+    barge_in: float = 1.8  # the user speaks while the model does
+    count: float = 3.0  # repetitions in a video, counted aloud
+    watch: float = 0.5  # a video that nobody asked about
+    delegate: float = 1.6  # arithmetic and the time, by the background model
+    quiet: float = 0.8  # silence, noise, fillers, backchannels
+
+    def items(self) -> list[tuple[str, float]]:
+        """Names and shares, in the order of declaration."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Acoustics:
+    """How the user's sound is changed. Probabilities are per conversation; levels in dBFS, ratios in dB."""
+
+    pitch: Range = (0.85, 1.18)  # resampling: pitch and pace together
+    pitch_share: float = 0.7
+    pace: Range = (0.85, 1.2)  # pace alone
+    pace_share: float = 0.4
+    level: Range = (-30.0, -12.0)  # of the speech
+    noise_share: float = 0.8
+    snr: Range = (8.0, 40.0)
+    room_share: float = 0.5
+    reverberation_s: Range = (0.1, 0.6)  # RT60
+    num_rooms: int = 48
+    telephone_share: float = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """When things happen in simulated conversations, in seconds."""
+
+    duration: Range = (26.0, 32.0)
+    filmed_duration: Range = (17.0, 21.5)  # a micro-turn with a frame holds more trunk tokens
+    reaction: float = 0.15  # what the model waits for after the user's last word
+    gap: Range = (0.5, 2.2)  # between the end of an exchange and the next request
+    hesitation: Range = (0.5, 2.0)
+    hesitation_share: float = 0.4  # of the requests that can be broken
+    filler_share: float = 0.4  # of the hesitations
+    background_latency: Range = (0.4, 3.0)
+    timer: Range = (2.0, 15.0)
+    repetition: Range = (0.8, 2.5)
+    repetitions: tuple[int, int] = (2, 10)
+    video_fps: float = 10.0
+    late_start_share: float = 0.5  # windows whose clock does not begin at zero
+    latest_start: int = 6000  # micro-turns
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of an experiment.
+
+    Attributes:
+      bank: folder of the speech bank; its clips say to which split (train or heldout) their voice belongs.
+      seed: of everything that is drawn.
+      shares: the mix of scenarios.
+      engines: share of the conversations by the user's speech engine; engines not named weigh 0.05.
+      acoustics: changes to the user's sound.
+      behaviour: times.
+      store: folder of a conversation store, or None for simulated conversations only.
+      store_share: share of the windows that come from the store.
+      window_turns: micro-turns in a training row.
+      window_tokens: trunk tokens that a row may hold; a conversation is cut at the last whole micro-turn that fits.
+    """
+
+    bank: str = "checkpoints/speech_bank"
+    seed: int = 0
+    shares: Shares = Shares()
+    engines: tuple[tuple[str, float], ...] = (("kokoro", 0.55), ("flite", 0.2), ("festival", 0.13), ("espeak", 0.06))
+    acoustics: Acoustics = Acoustics()
+    behaviour: Behaviour = Behaviour()
+    store: str | None = None
+    store_share: float = 0.0
+    window_turns: int = 160
+    window_tokens: int = 448
+
+    def __post_init__(self) -> None:
+        if self.window_turns < 1 or self.window_tokens < 1:
+            raise ValueError(f"A window needs micro-turns and tokens, not {self.window_turns} and {self.window_tokens}.")
+        if not 0.0 <= self.store_share <= 1.0:
+            raise ValueError(f"store_share={self.store_share} must lie between 0 and 1.")
+        if self.store_share and self.store is None:
+            raise ValueError("store_share is set, but no store is named.")
+        if min(share for _, share in self.shares.items()) < 0 or not sum(share for _, share in self.shares.items()):
+            raise ValueError("The scenario shares must not be negative, and one must be positive.")
+
+    def engine_share(self, engine: str) -> float:
+        """How much a speech engine's voices weigh together."""
+        return dict(self.engines).get(engine, 0.05)

@@ -1,0 +1,193 @@
+"""What happens in simulated conversations: one function a kind of exchange, placed on the timeline by a `Director`."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tml_jax.data import numbers, scenes
+from tml_jax.data.director import Director
+from tml_jax.data.speech_bank import Clip
+from tml_jax.data.voices import reply_to_greeting
+
+
+def _pick(director: Director, *families: str) -> Clip:
+    """One of the user's clips, from one of these families: those that this user has."""
+    families = tuple(name for name in families if director.speaker.family(name))
+    family = families[int(director.rng.integers(len(families)))]
+    clips = director.speaker.family(family)
+    return clips[int(director.rng.integers(len(clips)))]
+
+
+def _ask(director: Director, clip: Clip) -> float:
+    """The user asks, hesitating now and then; the end of the request."""
+    hesitate = director.rng.random() < director.config.behaviour.hesitation_share
+    return director.user(clip, director.now, hesitate=hesitate)
+
+
+def _counting(clip: Clip) -> list[str]:
+    number = numbers.from_word(clip.text.split()[-1])
+    order = range(number, 0, -1) if clip.text.startswith("count down") else range(1, number + 1)
+    return [numbers.to_words(n) for n in order]
+
+
+def command(director: Director) -> None:
+    """"repeat five two please", "count to seven": the model does it at once."""
+    clip = _pick(director, "repeat", "repeat", "count_to", "count_down")
+    words = _counting(clip) if clip.text.startswith("count") else clip.text.split()[1:-1]
+    director.now = director.answer(" ".join(words), _ask(director, clip))
+
+
+def greeting(director: Director) -> None:
+    """"how are you": "fine thanks"."""
+    clip = _pick(director, "greeting")
+    director.now = director.answer(reply_to_greeting(clip.text), director.user(clip, director.now))
+
+
+def timer(director: Director) -> None:
+    """"tell me when five seconds have passed": "okay", and then "now", counted from the end of the request."""
+    clip = _pick(director, "timer")
+    end = _ask(director, clip)
+    director.answer("okay", end)
+    at = end + numbers.from_word(clip.text.split()[3])
+    if director.speaker.family("stop") and director.rng.random() < 0.12:  # called off
+        stop = director.user(_pick(director, "stop"), float(director.rng.uniform(end + 1.2, max(end + 1.3, at - 0.8))))
+        if stop + 0.4 < at:
+            director.expect("silent", reason="timer called off", **{"from": stop + 0.6, "to": at + 1.0})
+            director.now = at + 1.0
+            return
+    director.expect("timer", at=at, words=["now"])
+    director.now = director.say("now", director.heard_at(at, 0.0))
+
+
+def beeper(director: Director) -> None:
+    """"say beep every three seconds": "okay", and "beep" each time, until "stop"."""
+    clip = _pick(director, "beeper")
+    end = _ask(director, clip)
+    director.answer("okay", end)
+    every = numbers.from_word(clip.text.split()[3])
+    beeps = int(director.rng.integers(2, 6)) if director.speaker.family("stop") else 100
+    last = end
+    for i in range(1, beeps + 1):
+        last = end + i * every
+        if last > director.limit:
+            return
+        director.expect("timer", at=last, words=["beep"])
+        director.now = director.say("beep", director.heard_at(last, 0.0))
+    low = director.now + 0.2
+    stop = director.user(_pick(director, "stop"), float(director.rng.uniform(low, max(low + 0.1, last + every - 1.2))))
+    director.expect("silent", reason="stopped", **{"from": stop + 0.6, "to": stop + every + 1.0})
+    director.now = stop + float(director.rng.uniform(1.0, every + 1.5))
+
+
+def barge_in(director: Director) -> None:
+    """The user speaks while the model does: "stop" silences it, "yeah" doesn't."""
+    clips = [clip for clip in director.speaker.family("count_to") if numbers.from_word(clip.text.split()[-1]) >= 8]
+    clips = clips or director.speaker.family("count_down") or director.speaker.family("count_to")
+    clip = clips[int(director.rng.integers(len(clips)))]
+    end = _ask(director, clip)
+    start, over = director.heard_at(end), director.answer(" ".join(_counting(clip)), end)
+    backchannels = director.speaker.family("backchannel")
+    at = float(director.rng.uniform(start + 0.7, max(start + 0.8, over - 1.5)))
+    if backchannels and director.rng.random() < 0.25:
+        director.user(backchannels[int(director.rng.integers(len(backchannels)))], at)
+        director.expect("goes on", **{"from": at, "to": over})
+        director.now = over
+        return
+    stop = director.user(_pick(director, "stop"), at)
+    director.interrupt(director.heard_at(stop))
+    director.expectations[-1]["interrupted"] = stop
+    director.expect("stop", after=stop, until=max(over, stop + 1.5))
+    director.now = stop + 0.6
+
+
+def count(director: Director) -> None:
+    """"count the repetitions": "okay", and the running count at the end of each repetition seen."""
+    behaviour = director.config.behaviour
+    end = _ask(director, _pick(director, "repetitions"))
+    ready = director.answer("okay", end)
+    wanted = int(director.rng.integers(behaviour.repetitions[0], behaviour.repetitions[1] + 1))
+    start = max(end + 0.4, ready + float(director.rng.uniform(-0.4, 1.0)))
+    motion = scenes.draw_repetitions(director.rng, wanted, start, behaviour.repetition, director.limit - 1.0)
+    director.motions.append(motion)
+    director.now = ready
+    for i, over in enumerate(motion.ends):
+        heard = director.heard_at(over)
+        if heard < director.now:
+            director.interrupt(heard)
+        director.now = director.say(numbers.to_words(i + 1), heard)
+    if motion.ends:
+        director.expect("count", total=len(motion.ends), times=list(motion.ends), until=director.now + 1.0)
+    director.now = director.now + 0.8
+
+
+def watch(director: Director) -> None:
+    """Something moves that nobody asked about: silence."""
+    start = director.now
+    motion = scenes.draw_repetitions(director.rng, 4, start, director.config.behaviour.repetition, director.limit)
+    director.motions.append(motion)
+    director.now = max([start + 1.0, *motion.ends])
+    director.expect("silent", reason="not asked", **{"from": start, "to": director.now})
+
+
+def _question(director: Director, clip: Clip) -> str:
+    """The background model's answer to "what is ..."."""
+    words = clip.text.split()
+    if words[:2] == ["what", "time"]:
+        hour, minute = int(director.rng.integers(1, 13)), int(director.rng.integers(0, 60))
+        tail = "o clock" if minute == 0 else numbers.to_words(minute) if minute > 9 else f"zero {numbers.to_words(minute)}"
+        return f"it is {numbers.to_words(hour)} {tail}"
+    left, right = numbers.from_word(words[2]), numbers.from_word(words[4])
+    return numbers.to_words({"times": left * right, "plus": left + right, "minus": left - right}[words[3]])
+
+
+def delegate(director: Director) -> None:
+    """"what is twelve times seven": handed to the background model; its result is spoken when it comes."""
+    clip = _pick(director, "delegate")
+    director.now = director.delegate(clip.text, _ask(director, clip), _question(director, clip))
+
+
+def quiet(director: Director) -> None:
+    """Nothing that asks for an answer: silence, fillers, backchannels."""
+    start = director.now
+    for _ in range(int(director.rng.integers(0, 3))):
+        sounds = director.speaker.family("filler") + director.speaker.family("backchannel")
+        if sounds:
+            director.now = director.user(sounds[int(director.rng.integers(len(sounds)))], director.now)
+        director.now += float(director.rng.uniform(0.4, 2.0))
+    director.now = max(director.now, start + 2.0)
+    director.expect("silent", reason="quiet", **{"from": start, "to": director.now})
+
+
+SCENARIOS: dict[str, Callable[[Director], None]] = {
+    "command": command,
+    "greeting": greeting,
+    "timer": timer,
+    "beeper": beeper,
+    "barge_in": barge_in,
+    "count": count,
+    "watch": watch,
+    "delegate": delegate,
+    "quiet": quiet,
+}
+NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "command": (("repeat", "count_to", "count_down"),),
+    "greeting": (("greeting",),),
+    "timer": (("timer",),),
+    "beeper": (("beeper",),),
+    "barge_in": (("count_to", "count_down"), ("stop",)),
+    "count": (("repetitions",),),
+    "watch": (),
+    "delegate": (("delegate",),),
+    "quiet": (),
+}
+"""What a user must be able to say for a scenario: a clip of one family of each group."""
+FILMED = frozenset({"count", "watch"})
+
+
+def film(director: Director) -> None:
+    """Draws what the camera saw: one scene, at rest but for the motions."""
+    scene = scenes.draw_scene(director.rng)
+    fps = director.config.behaviour.video_fps
+    times = np.arange(round((director.limit + 1.0) * fps)) / fps
+    phases = sum((motion.phases(times) for motion in director.motions), np.zeros(len(times), np.float32))
+    director.film(scene.frames(phases, director.rng))

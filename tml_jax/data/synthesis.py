@@ -1,0 +1,245 @@
+"""Makes a speech bank: says every voice's plan, aligns its words, trims, levels and stores it.
+
+Each finished clip is staged losslessly under `OUT/staging/VOICE`, so that an interrupted run goes on where it
+stopped; a voice's Opus file and the index are written again after each round of its clips, so the bank can be
+read at any time. The assistant's voice and the held-out ones come first.
+"""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from jaxtyping import Float
+
+from tml_jax.data import phrases, speech_bank, speech_engines
+from tml_jax.data.speech_bank import SAMPLE_RATE, NewClip, Voice, Word
+from tml_jax.data.speech_engines import Engine, VoiceSpec, Waveform, optional_import
+
+LEVEL_DBFS = -23.0
+_PEAK = 0.9
+_FRAME = SAMPLE_RATE // 100
+# Sound begins where a 10 ms frame comes within this of the loudest; a weak f or h lies 30 dB down.
+_SILENCE_DB = -38.0
+_LEAD_S, _TAIL_S = 0.01, 0.05
+_ALIGN_PAD_S = 0.25
+# Digital silence upsets the aligner's cepstral normalisation: without this hiss it loses half of espeak's clips.
+_ALIGN_HISS = 1e-3
+# Outside these bounds the engine has stumbled (dropped a word, or babbled), or the alignment has.
+_SECONDS_PER_WORD = (0.015, 1.6)
+_ROUND_CLIPS = 12
+_FSDD_LICENCE = "CC BY-SA 4.0 (Free Spoken Digit Dataset)"
+
+Aligner = Callable[[Waveform, Sequence[str]], list[Word] | None]
+
+
+def to_bank_rate(samples: Waveform, rate: int) -> Waveform:
+    """Resamples to 16 kHz."""
+    return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
+
+
+def sounding_span(samples: Waveform) -> tuple[int, int]:
+    """First and one-past-last sample of the sound, at 10 ms steps; (0, 0) for silence."""
+    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
+    if not len(frames):
+        return 0, 0
+    level = 20 * np.log10(np.sqrt(np.mean(frames**2, axis=1)) + 1e-6)
+    if level.max() < -80:
+        return 0, 0
+    loud = np.flatnonzero(level > level.max() + _SILENCE_DB)
+    return int(loud[0]) * _FRAME, int(loud[-1] + 1) * _FRAME
+
+
+def trim_and_level(samples: Waveform) -> Waveform:
+    """Cuts silence from both ends (10 ms stay before, 50 ms after) and sets the level.
+
+    The level is the root mean square of frames within 30 dB of the loudest, `LEVEL_DBFS`, less where the peak
+    would pass 0.9. Returns an empty array for silence.
+    """
+    start, end = sounding_span(samples)
+    if end == 0:
+        return samples[:0]
+    start = max(0, start - round(_LEAD_S * SAMPLE_RATE))
+    cut = samples[start : end + round(_TAIL_S * SAMPLE_RATE)]
+    cut = cut - cut.mean()
+    power = np.mean(cut[: len(cut) // _FRAME * _FRAME].reshape(-1, _FRAME) ** 2, axis=1)
+    active = np.sqrt(power[power > power.max() * 1e-3].mean())
+    gain = min(10 ** (LEVEL_DBFS / 20) / active, _PEAK / np.abs(cut).max())
+    fade = np.ones_like(cut)
+    ramp = np.linspace(0, 1, _FRAME // 2, dtype=np.float32)
+    fade[: len(ramp)], fade[-len(ramp) :] = ramp, ramp[::-1]
+    return (cut * gain * fade).astype(np.float32)
+
+
+def load_aligner() -> Aligner:
+    """Forced alignment by pocketsphinx (word onsets within 9 ms at the median, 40 ms at the 90th percentile)."""
+    decoder = optional_import("pocketsphinx").Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL")
+    pad = round(_ALIGN_PAD_S * SAMPLE_RATE)
+
+    def align(samples: Waveform, words: Sequence[str]) -> list[Word] | None:
+        start, end = sounding_span(samples)
+        bounds = (start / SAMPLE_RATE, end / SAMPLE_RATE)
+        if len(words) == 1:  # the sound's own bounds are sharper than any alignment
+            return [Word(words[0], *bounds)]
+        heard = np.pad(samples, pad)
+        heard = heard + _ALIGN_HISS * np.random.default_rng(0).normal(size=len(heard))
+        try:
+            decoder.set_align_text(" ".join(words))
+            decoder.start_utt()
+            decoder.process_raw(_pcm(heard), full_utt=True)
+            decoder.end_utt()
+            segments = [s for s in decoder.seg() or () if s.word.split("(")[0] in words]
+        except RuntimeError:  # no path through the words: the sound isn't what the text says
+            return None
+        if [s.word.split("(")[0] for s in segments] != list(words):
+            return None
+        found = [
+            Word(w, s.start_frame / 100 - _ALIGN_PAD_S, (s.end_frame + 1) / 100 - _ALIGN_PAD_S)
+            for w, s in zip(words, segments, strict=True)
+        ]
+        found[0] = dataclasses.replace(found[0], start_s=bounds[0])
+        found[-1] = dataclasses.replace(found[-1], end_s=bounds[1])
+        low, high = _SECONDS_PER_WORD
+        return found if all(low <= w.end_s - w.start_s <= high for w in found) else None
+
+    return align
+
+
+def _pcm(samples: Float[np.ndarray, " samples"]) -> bytes:
+    return (np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes()
+
+
+class Staging:
+    """Finished clips on disk, one FLAC and one JSON file each; a JSON file alone records a clip that failed."""
+
+    def __init__(self, out: pathlib.Path, voice: str) -> None:
+        self.folder = out / "staging" / voice.replace("/", "-")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _paths(self, clip_id: str) -> tuple[pathlib.Path, pathlib.Path]:
+        return self.folder / f"{clip_id}.json", self.folder / f"{clip_id}.flac"
+
+    def holds(self, clip_id: str, utterance: phrases.Utterance) -> bool:
+        """Whether this very utterance was already tried."""
+        record, _ = self._paths(clip_id)
+        return record.exists() and json.loads(record.read_text())["utterance"] == dataclasses.asdict(utterance)
+
+    def put(self, clip_id: str, utterance: phrases.Utterance, audio: Waveform, words: list[Word] | None) -> None:
+        """Stores the clip, or with `words` None its failure; the JSON file comes last and makes it count."""
+        record, sound = self._paths(clip_id)
+        if words is not None:
+            soundfile.write(sound, audio, SAMPLE_RATE)
+        timings = None if words is None else [dataclasses.astuple(word) for word in words]
+        record.write_text(json.dumps({"utterance": dataclasses.asdict(utterance), "words": timings}))
+
+    def clips(self) -> tuple[list[NewClip], int]:
+        """All finished clips in the order of their ids, and how many failed."""
+        clips, failed = [], 0
+        for record in sorted(self.folder.glob("*.json")):
+            content = json.loads(record.read_text())
+            if content["words"] is None:
+                failed += 1
+                continue
+            audio, _ = soundfile.read(record.with_suffix(".flac"), dtype="float32")
+            words = tuple(Word(*word) for word in content["words"])
+            clips.append(NewClip(record.stem, content["utterance"]["text"], content["utterance"]["kind"], words, audio))
+        return clips, failed
+
+    def seconds(self) -> float:
+        """Seconds of finished sound."""
+        return sum(soundfile.info(path).duration for path in self.folder.glob("*.flac"))
+
+
+class BankBuilder:
+    """Fills a bank voice by voice; see the module's docstring.
+
+    Args:
+      out: the bank's folder.
+      seed: of every voice's plan.
+      minutes_per_voice: a voice stops after the round in which it reaches this much sound.
+      report: takes one line of progress at a time.
+    """
+
+    def __init__(
+        self, out: pathlib.Path, *, seed: int, minutes_per_voice: float, report: Callable[[str], None] = print
+    ) -> None:
+        self.out, self.seed, self.minutes_per_voice, self.report = out, seed, minutes_per_voice, report
+        self._align = load_aligner()
+
+    def _entries(self) -> dict[str, dict[str, Any]]:
+        """The index as it stands: read each time, because another run may be adding other voices."""
+        index = self.out / speech_bank.INDEX_NAME
+        return json.loads(index.read_text())["voices"] if index.exists() else {}
+
+    def plan(self, spec: VoiceSpec) -> list[phrases.Utterance]:
+        """What the voice is to say."""
+        if spec.name == speech_engines.ASSISTANT_VOICE:
+            return phrases.assistant_phrases()
+        return phrases.user_phrases(self.seed + zlib.crc32(spec.name.encode()), spec.num_clips)
+
+    def rounds(self, specs: Sequence[VoiceSpec]) -> Iterator[tuple[VoiceSpec, range]]:
+        """The order of work: whole plans of the quick engines and the assistant, then the rest in turns.
+
+        In each turn the held-out voices come first.
+        """
+        whole = [s for s in specs if s.engine != "kokoro" or s.name == speech_engines.ASSISTANT_VOICE]
+        for spec in whole:
+            yield spec, range(len(self.plan(spec)))
+        rest = sorted((s for s in specs if s not in whole), key=lambda s: s.split != "heldout")
+        for start in range(0, max((s.num_clips for s in rest), default=0), _ROUND_CLIPS):
+            for spec in rest:
+                yield spec, range(start, min(start + _ROUND_CLIPS, spec.num_clips))
+
+    def say(self, spec: VoiceSpec, engine: Engine, numbers: range) -> None:
+        """Synthesises those utterances of the voice's plan that aren't there yet, then packs the voice."""
+        staging, plan, new = Staging(self.out, spec.name), self.plan(spec), 0
+        if staging.seconds() >= 60 * self.minutes_per_voice:
+            return
+        for number in numbers:
+            clip_id, utterance = f"{number:03d}", plan[number]
+            if staging.holds(clip_id, utterance):
+                continue
+            audio = trim_and_level(to_bank_rate(*engine(spec.name.split("/")[1], utterance)))
+            words = self._align(audio, utterance.text.split()) if len(audio) else None
+            staging.put(clip_id, utterance, audio, words)
+            new += 1
+        if new or spec.name not in self._entries():
+            self._pack(Voice(spec.name, spec.engine, spec.split, spec.licence, _file_name(spec.name)), staging)
+
+    def add_digit_recordings(self, folder: pathlib.Path) -> None:
+        """Adds recorded digits, `folder/SPEAKER/DIGIT_TAKE.flac` (the Free Spoken Digit Dataset), as training voices.
+
+        Raises:
+          FileNotFoundError: the folder holds no such recordings.
+        """
+        recordings = sorted(folder.glob("*/[0-9]_*.flac")) + sorted(folder.glob("*/[0-9]_*.wav"))
+        if not recordings:
+            raise FileNotFoundError(f"{folder} holds no recordings named SPEAKER/DIGIT_TAKE.flac; check --fsdd.")
+        for speaker in sorted({path.parent.name for path in recordings}):
+            name = f"fsdd/{speaker}"
+            staging = Staging(self.out, name)
+            for path in (p for p in recordings if p.parent.name == speaker):
+                digit = phrases.UNITS[int(path.stem[0])]
+                utterance = phrases.Utterance(digit, digit, "word")
+                if staging.holds(path.stem, utterance):
+                    continue
+                samples, rate = soundfile.read(path, dtype="float32")
+                audio = trim_and_level(to_bank_rate(samples, rate))
+                staging.put(path.stem, utterance, audio, self._align(audio, [digit]) if len(audio) else None)
+            self._pack(Voice(name, "fsdd", "train", _FSDD_LICENCE, _file_name(name)), staging)
+
+    def _pack(self, voice: Voice, staging: Staging) -> None:
+        clips, failed = staging.clips()
+        entry = speech_bank.write_voice(self.out, voice, clips)
+        speech_bank.write_index(self.out, {**self._entries(), voice.name: entry})
+        seconds = sum(len(clip.audio) for clip in clips) / SAMPLE_RATE
+        self.report(f"{voice.name}: {len(clips)} clips, {seconds:.0f} s, {failed} not aligned")
+
+
+def _file_name(voice: str) -> str:
+    return f"{voice.replace('/', '-').replace('+', '_')}.opus"

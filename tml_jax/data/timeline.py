@@ -1,0 +1,333 @@
+"""A conversation as a timeline of events, and its rendering to micro-turns.
+
+All times are seconds of session time, as one would hear the conversation: an `AssistantSpeech` that starts at
+3.4 s sounds from 3.4 s on. What plays during micro-turn k was written by the output block of micro-turn k - 1,
+so its first patch is the target of micro-turn 16 (of 200 ms). Word times inside a clip are relative to its start.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tml_jax.streams import dmel, frames, speech
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec, empty_input, empty_output
+from tml_jax.streams.text import Tokenizer
+
+FILLERS = frozenset({"um", "uh", "er", "hmm", "mm", "mhm", "ah", "erm"})
+"""Sounds of hesitation: they are not words, and the model neither hears nor answers them."""
+
+_EPS = 1e-6  # times are sums of floats; an event at 1.2 s must not fall into the micro-turn that ends at 1.2 s
+
+
+class SpokenWord(NamedTuple):
+    """A word and where it sounds, in seconds from the start of its clip."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UserSpeech:
+    """The user speaks: `audio` is float32 at the spec's sample rate, from `start_s` on."""
+
+    start_s: float
+    audio: np.ndarray
+    words: tuple[SpokenWord, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Noise:
+    """Any other sound at the user's microphone: hum, babble, hiss."""
+
+    start_s: float
+    audio: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class UserText:
+    """The user types `text`."""
+
+    time_s: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Instructions:
+    """The operator tells the model how to behave."""
+
+    time_s: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frames:
+    """The user's camera: uint8 [n, H, W, 3]; frame i is taken at ``start_s + i / fps``."""
+
+    start_s: float
+    fps: float
+    frames: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AssistantSpeech:
+    """The model speaks: what is heard from `start_s` on."""
+
+    start_s: float
+    words: tuple[SpokenWord, ...]
+    audio: np.ndarray
+
+    def cut(self, time_s: float, sample_rate: int) -> "AssistantSpeech":
+        """The same speech, silenced at `time_s`: later sound and words that begin later are never said."""
+        length = max(0.0, time_s - self.start_s)
+        words = tuple(SpokenWord(w.text, w.start_s, min(w.end_s, length)) for w in self.words if w.start_s < length - _EPS)
+        return AssistantSpeech(self.start_s, words, self.audio[: round(length * sample_rate)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Delegate:
+    """The model hands `query` to the background model, in the output block of the micro-turn that holds `time_s`."""
+
+    time_s: float
+    query: str
+
+
+@dataclasses.dataclass(frozen=True)
+class BackgroundResult:
+    """The background model's answer arrives as text."""
+
+    time_s: float
+    text: str
+
+
+Event = UserSpeech | Noise | UserText | Instructions | Frames | AssistantSpeech | Delegate | BackgroundResult
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Conversation:
+    """A whole conversation.
+
+    Attributes:
+      duration_s: length in seconds; rendering rounds up to whole micro-turns.
+      events: in any order.
+      has_audio: whether the session has sound on the way in.
+      scenario: what was simulated; empty for recordings.
+      expectations: what a good model does here, for evaluation: plain dicts, times in seconds (see `simulator`).
+    """
+
+    duration_s: float
+    events: tuple[Event, ...]
+    has_audio: bool = True
+    scenario: str = ""
+    expectations: tuple[dict[str, Any], ...] = ()
+
+    def of(self, kind: type) -> Iterator[Any]:
+        """The events of one kind, by time."""
+        found = [event for event in self.events if isinstance(event, kind)]
+        return iter(sorted(found, key=lambda event: getattr(event, "start_s", getattr(event, "time_s", 0.0))))
+
+    def num_turns(self, spec: StreamSpec) -> int:
+        """Micro-turns that the conversation takes."""
+        return math.ceil(self.duration_s / spec.micro_turn_s - _EPS)
+
+
+def user_sound(conversation: Conversation, spec: StreamSpec) -> np.ndarray:
+    """What the user's microphone hears: float32 of whole micro-turns, clipped to [-1, 1]."""
+    sound = np.zeros(conversation.num_turns(spec) * spec.samples, np.float32)
+    for event in conversation.events:
+        if isinstance(event, UserSpeech | Noise):
+            _add(sound, event.audio, round(event.start_s * spec.sample_rate))
+    return np.clip(sound, -1.0, 1.0, out=sound)
+
+
+def _add(sound: np.ndarray, clip: np.ndarray, start: int) -> None:
+    skip = max(0, -start)
+    start = max(0, start)
+    length = min(len(clip) - skip, len(sound) - start)
+    if length > 0:
+        sound[start : start + length] += clip[skip : skip + length]
+
+
+def render(
+    conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, start_turn: int = 0
+) -> tuple[MicroTurnInput, MicroTurnOutput]:
+    """What the model reads and should write, one row a micro-turn.
+
+    Args:
+      conversation: the timeline.
+      spec: the stream's shape.
+      tokenizer: gives the token ids.
+      start_turn: index of the first micro-turn in its session (what the clock shows).
+
+    Returns:
+      Inputs and target outputs [N, ...] with N = ``conversation.num_turns(spec)``.
+    """
+    num_turns = conversation.num_turns(spec)
+    inputs, outputs = empty_input(spec, (num_turns,)), empty_output(spec, (num_turns,))
+    render_into(conversation, spec, tokenizer, inputs, outputs, start_turn)
+    return inputs, outputs
+
+
+def render_into(
+    conversation: Conversation,
+    spec: StreamSpec,
+    tokenizer: Tokenizer,
+    inputs: MicroTurnInput,
+    outputs: MicroTurnOutput,
+    start_turn: int = 0,
+) -> int:
+    """Like `render`, into zeroed arrays [N, ...] of any N: what is longer is cut, the rest stays inactive.
+
+    Returns:
+      The number of micro-turns written.
+    """
+    num_turns = min(conversation.num_turns(spec), len(inputs.active))
+    inputs.active[:num_turns] = True
+    inputs.turn[:num_turns] = start_turn + np.arange(num_turns)
+    if conversation.has_audio:
+        levels = dmel.dmel(user_sound(conversation, spec)[: num_turns * spec.samples], spec)
+        inputs.audio[:num_turns] = levels.reshape(num_turns, spec.dmel_frames, spec.dmel_bins)
+        inputs.has_audio[:num_turns] = True
+    _write_frames(conversation, spec, inputs, num_turns)
+    _write_text(conversation, spec, tokenizer, inputs, num_turns)
+    _write_outputs(conversation, spec, tokenizer, outputs, num_turns)
+    _write_heard(conversation, spec, tokenizer, outputs, num_turns)
+    return num_turns
+
+
+def _turn_of(time_s: float, spec: StreamSpec) -> int:
+    return math.floor(time_s / spec.micro_turn_s + _EPS)
+
+
+def _write_frames(conversation: Conversation, spec: StreamSpec, inputs: MicroTurnInput, num_turns: int) -> None:
+    for event in conversation.of(Frames):
+        stream = frames.FrameStream(spec)
+        arrived: dict[int, list[np.ndarray]] = {}
+        for i, frame in enumerate(event.frames):
+            arrived.setdefault(_turn_of(event.start_s + i / event.fps, spec), []).append(frame)
+        for turn in sorted(arrived):
+            patches = stream.push(arrived[turn])
+            if 0 <= turn < num_turns:
+                inputs.patches[turn, : len(patches)] = patches
+                inputs.num_patches[turn] = len(patches)
+
+
+def _write_text(
+    conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, inputs: MicroTurnInput, num_turns: int
+) -> None:
+    control = tokenizer.control
+    heads = {UserText: control.user, Instructions: control.instructions, BackgroundResult: control.background}
+    texts = [event for event in conversation.events if type(event) in heads]
+    for event in sorted(texts, key=lambda event: event.time_s):
+        turn = _turn_of(event.time_s, spec)
+        for token in [heads[type(event)], *tokenizer.encode(" " + event.text.strip())]:
+            while turn < num_turns and inputs.num_text[turn] == spec.max_text:  # what does not fit goes on in the next
+                turn += 1
+            if turn >= num_turns:
+                break
+            inputs.text[turn, inputs.num_text[turn]] = token
+            inputs.num_text[turn] += 1
+    head = slice(num_turns)
+    nothing = ~inputs.has_audio[head] & (inputs.num_patches[head] == 0) & (inputs.num_text[head] == 0)
+    inputs.text[head, 0][nothing] = control.tick
+    inputs.num_text[head][nothing] = 1
+
+
+def word_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Tokens of a word inside a sentence, that is with its leading space."""
+    return tokenizer.encode(" " + text)
+
+
+def schedule(starts: list[int], num_slots: int) -> list[int]:
+    """Slots of tokens whose sound starts in the slots `starts` (ascending), one token a slot, in order.
+
+    Each token takes the last free slot at or before the start of its sound, so that text leads sound; only where
+    the utterance begins with more tokens than slots do the first ones push the later ones back. Tokens that
+    find no slot before `num_slots` are dropped.
+    """
+    slots: list[int] = []
+    limit = num_slots
+    for start in reversed(starts):
+        limit = min(start, limit - 1)
+        slots.append(limit)
+    slots.reverse()
+    free = 0
+    for i, slot in enumerate(slots):
+        slots[i] = max(slot, free)
+        free = slots[i] + 1
+    return [slot for slot in slots if slot < num_slots]
+
+
+def _write_outputs(
+    conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
+) -> None:
+    control = tokenizer.control
+    outputs.tokens[:num_turns, 0] = control.listen
+    outputs.num_tokens[:num_turns] = 1
+    for event in conversation.of(AssistantSpeech):
+        _write_speech(event, spec, tokenizer, outputs, num_turns)
+    for event in conversation.of(Delegate):
+        turn = _turn_of(event.time_s, spec)
+        if turn < num_turns:
+            assert not outputs.speaking[turn], "a delegation falls into a micro-turn in which the model speaks"
+            outputs.tokens[turn, 0] = control.delegate
+
+
+def _write_speech(
+    event: AssistantSpeech, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
+) -> None:
+    start = round(event.start_s * spec.sample_rate) - spec.samples  # written one micro-turn before it is heard
+    first, offset = divmod(start, spec.samples)
+    last = min(num_turns, math.ceil((start + len(event.audio)) / spec.samples))
+    if first < 0:
+        raise ValueError(f"The assistant speaks at {event.start_s:.2f} s; the first sound it can make is heard at {spec.micro_turn_s} s.")
+    if last <= first:
+        return
+    assert not outputs.speaking[first:last].any(), "two utterances of the assistant overlap"
+    sound = np.zeros((last - first) * spec.samples, np.float32)
+    _add(sound, event.audio, offset)
+    outputs.mel[first:last] = speech.mel(sound, spec).reshape(outputs.mel[first:last].shape)
+    outputs.speaking[first:last] = True
+    outputs.num_tokens[first:last] = spec.max_output
+    slot_samples = spec.samples // spec.max_output
+    tokens, starts = [], []
+    for word in event.words:
+        for token in word_tokens(tokenizer, word.text):
+            tokens.append(token)
+            starts.append((offset + round(word.start_s * spec.sample_rate)) // slot_samples)
+    flat = np.full((last - first) * spec.max_output, tokenizer.control.speak, np.int32)
+    slots = schedule(starts, len(flat))
+    flat[slots] = tokens[: len(slots)]
+    outputs.tokens[first:last] = flat.reshape(last - first, spec.max_output)
+
+
+def _write_heard(
+    conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
+) -> None:
+    outputs.heard[:num_turns] = tokenizer.control.nothing
+    ended = sorted(
+        (event.start_s + word.end_s, word.text)
+        for event in conversation.of(UserSpeech)
+        for word in event.words
+        if word.text not in FILLERS
+    )
+    flat = outputs.heard[:num_turns].reshape(-1)  # a view: rows are contiguous
+    assert np.shares_memory(flat, outputs.heard)
+    free = 0
+    for end_s, text in ended:
+        for token in word_tokens(tokenizer, text):
+            slot = max(free, _turn_of(end_s - 2 * _EPS, spec) * spec.max_output)
+            if slot >= len(flat):
+                return
+            flat[slot] = token
+            free = slot + 1
+
+
+def reaction_turn(end_s: float, reaction_s: float, spec: StreamSpec) -> int:
+    """The first micro-turn whose input holds at least `reaction_s` of what comes after `end_s`."""
+    return math.ceil((end_s + reaction_s) / spec.micro_turn_s - _EPS) - 1
+
+

@@ -1,0 +1,89 @@
+"""Runs a model over simulated users, many sessions at once, through the very step that serves."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tml_jax.data.timeline import Conversation, render
+from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.streams import speech
+from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec, empty_input
+from tml_jax.streams.text import Tokenizer
+
+LOUD = 0.35
+"""A mel frame counts as sound where its mean lies this far above silence (normalised log mel)."""
+
+
+class Rollout:
+    """A model's step, compiled once for `slots` sessions.
+
+    Args:
+      model, params: what to run. tokenizer: its own. slots: sessions at once.
+    """
+
+    def __init__(self, model: InteractionModel, params: Params, tokenizer: Tokenizer, slots: int) -> None:
+        self.model, self.params, self.tokenizer, self.slots = model, params, tokenizer, slots
+        self.spec = model.config.stream
+        self._step = jax.jit(model.step, donate_argnums=1)
+
+    def run(self, conversations: Sequence[Conversation], seed: int = 0) -> list[list[dict[str, Any]]]:
+        """The events of each conversation: the user's side is as simulated, the model's is its own."""
+        events: list[list[dict[str, Any]]] = []
+        for first in range(0, len(conversations), self.slots):
+            events += self._run(conversations[first : first + self.slots], seed + first)
+        return events
+
+    def _run(self, conversations: Sequence[Conversation], seed: int) -> list[list[dict[str, Any]]]:
+        inputs = [render(c, self.spec, self.tokenizer)[0] for c in conversations]
+        turns = max(len(i.active) for i in inputs)
+        batch = _stack(inputs, self.spec, self.slots, turns)
+        rng = np.stack([np.array([seed + slot, 0], np.uint32) for slot in range(self.slots)])
+        state = self.model.init_state(self.slots)
+        events: list[list[dict[str, Any]]] = [[] for _ in conversations]
+        for turn in range(turns):
+            now = jax.tree.map(lambda x, t=turn: x[:, t], batch)
+            state, out = self._step(self.params, state, now, rng)
+            host = jax.device_get(out)
+            for slot, found in enumerate(events):
+                if now.active[slot]:
+                    found += self._events(turn, jax.tree.map(lambda x, s=slot: x[s], host))
+        return events
+
+    def _events(self, turn: int, out: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        """What one micro-turn wrote; its sound is heard in the next one."""
+        spec, control = self.spec, self.tokenizer.control
+        at = (turn + 1) * spec.micro_turn_s
+        found: list[dict[str, Any]] = []
+        if out.num_tokens and out.tokens[0] == control.delegate:
+            found.append({"type": "delegate", "turn": turn, "t": at})
+        if out.speaking:
+            loud = np.flatnonzero(loud_frames(out.mel.reshape(-1, spec.mel_bins)))
+            if len(loud):
+                frame = spec.mel_hop / spec.sample_rate
+                start = at + loud[0] * frame
+                # Sound is taken to last to the micro-turn's end: a pause within a word is no silence.
+                found.append({"type": "speak", "turn": turn, "t": start, "end": at + spec.micro_turn_s})
+        for token in out.tokens[: out.num_tokens]:
+            if self.tokenizer.is_word(int(token)):
+                found.append({"type": "word", "turn": turn, "t": at, "text": self.tokenizer.decode([int(token)])})
+        for token in out.heard[: out.num_tokens]:
+            if self.tokenizer.is_word(int(token)):
+                found.append({"type": "heard", "turn": turn, "t": at, "text": self.tokenizer.decode([int(token)])})
+        return found
+
+
+def loud_frames(mel: np.ndarray) -> np.ndarray:
+    """Which mel frames [F, bins] (normalised log mel) hold sound."""
+    return mel.mean(axis=-1) > speech.SILENCE + LOUD
+
+
+def _stack(inputs: Sequence[MicroTurnInput], spec: StreamSpec, slots: int, turns: int) -> MicroTurnInput:
+    batch = empty_input(spec, (slots, turns))
+    for slot, one in enumerate(inputs):
+        for field in dataclasses.fields(one):
+            value = getattr(one, field.name)
+            getattr(batch, field.name)[slot, : len(value)] = value
+    return batch

@@ -1,0 +1,98 @@
+"""Signals to trunk tokens, without encoders: text rows, bags of dMel embeddings, folded patches, fed-back speech, the clock."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tml_jax.model.config import ClockConfig, InteractionConfig, TextConfig, VisionConfig
+from tml_jax.model.primitives import Declare, Linear, RMSNorm
+from tml_jax.streams.micro_turn import StreamSpec
+
+SMALL_TABLE = 4096
+"""Rows up to which a look-up is a product with one-hot rows: its gradient is then a product too, not a scatter."""
+
+
+class TextEmbed(nnx.Module):
+    """A row of the table, normed."""
+
+    def __init__(self, make: Declare, config: TextConfig) -> None:
+        self.table = make.table((config.vocab_size, config.hidden_size), ("vocab", "embed"), config.initializer_range)
+        self.norm = RMSNorm(make, config.hidden_size, config.rms_norm_eps)
+
+    def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Token ids [...] -> [..., D]."""
+        table = self.table[...]
+        if table.shape[0] <= SMALL_TABLE:
+            return self.norm(jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table)
+        return self.norm(table[ids])
+
+
+class AudioEmbed(nnx.Module):
+    """A bag of embeddings: RMSNorm(sum over frames and bins of E[frame, bin, level]).
+
+    Inkling has one frame a token; a spec with fewer audio tokens gives each frame of a token a table of its own.
+    """
+
+    def __init__(self, make: Declare, config: InteractionConfig) -> None:
+        spec = config.stream
+        self.frames = spec.dmel_frames // spec.audio_tokens
+        shape = (self.frames, spec.dmel_bins, spec.dmel_levels, config.text.hidden_size)
+        self.table = make.table(shape, (None, None, None, "embed"), config.text.initializer_range)
+        self.norm = RMSNorm(make, config.text.hidden_size)
+
+    def __call__(self, levels: Int[Array, "*b f m"]) -> Float[Array, "*b a d"]:
+        """dMel levels [..., dmel_frames, bins] -> [..., audio_tokens, D]."""
+        *lead, frames, bins = levels.shape
+        levels = levels.reshape(*lead, frames // self.frames, self.frames, bins)
+        table = self.table[...]
+        # A product with one-hot rows: on the MXU, and on a CPU too, far cheaper than thousands of gathered rows.
+        onehot = jax.nn.one_hot(levels, table.shape[2], dtype=table.dtype)
+        return self.norm(jnp.einsum("...afbl,fbld->...ad", onehot, table))
+
+
+class VisionEmbed(nnx.Module):
+    """hMLP: folds a patch of space-time into depth, layer by layer, with no mixing between patches."""
+
+    def __init__(self, make: Declare, config: VisionConfig, hidden_size: int) -> None:
+        channels = 3
+        self.folds = config.folds
+        last = len(config.folds) - 1
+        for i, (frames, side, width) in enumerate(config.folds):
+            out = hidden_size if i == last else width
+            setattr(self, f"fold_{i}", Linear(make, (channels * frames * side * side, out), (None, "embed" if i == last else None)))
+            if i < last:
+                setattr(self, f"norm_{i}", RMSNorm(make, out))
+            channels = out
+        self.norm = RMSNorm(make, hidden_size)
+
+    def __call__(self, patches: Float[Array, "*b t h w c"]) -> Float[Array, "*b d"]:
+        """Normalised pixels [..., frames, side, side, 3] -> [..., D]."""
+        *lead, t, h, w, c = patches.shape
+        x = patches.reshape(-1, t, h, w, c).astype(self.fold_0.w.dtype)
+        for i, (frames, side, _) in enumerate(self.folds):
+            n, t, h, w, c = x.shape
+            x = x.reshape(n, t // frames, frames, h // side, side, w // side, side, c)
+            x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(n, t // frames, h // side, w // side, -1)
+            x = getattr(self, f"fold_{i}")(x)
+            if i < len(self.folds) - 1:
+                x = jax.nn.gelu(getattr(self, f"norm_{i}")(x), approximate=False)
+        return self.norm(x).reshape(*lead, -1)
+
+
+class Clock(nnx.Module):
+    """Fourier features of the elapsed time, projected: "every four seconds" needs no counting."""
+
+    def __init__(self, make: Declare, config: ClockConfig, spec: StreamSpec, hidden_size: int) -> None:
+        ratio = config.max_period_s / config.min_period_s
+        last = max(1, config.features - 1)
+        self.periods = tuple(config.min_period_s * ratio ** (i / last) for i in range(config.features))
+        self.seconds = spec.micro_turn_s
+        self.proj = Linear(make, (2 * config.features, hidden_size), (None, "embed"))
+
+    def __call__(self, turn: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Index of the micro-turn [...] -> [..., D]."""
+        phase = 2 * jnp.pi * self.seconds / jnp.asarray(self.periods, jnp.float32)
+        angle = turn[..., None].astype(jnp.float32) * phase
+        features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        return self.proj(features.astype(self.proj.w.dtype))

@@ -1,0 +1,145 @@
+"""`InteractionModel`: the functional shell. Weights and sessions are plain pytrees across every `jax.jit`.
+
+The NNX module is declared once, abstractly; `params` is the plain nested dict of its arrays. Everything here is
+a pure function of (params, arrays) and is made to be jitted by its caller.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from tml_jax.model import state as state_lib
+from tml_jax.model.config import InteractionConfig
+from tml_jax.model.net import InteractionNet, Packing
+from tml_jax.model.primitives import Declare
+from tml_jax.model.state import StreamState
+from tml_jax.model.step import micro_turn_step
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
+from tml_jax.streams.text import ControlTokens
+
+Params = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["logits", "heard_logits", "hidden", "real", "previous", "load"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What the model would have written at each output slot of given conversations.
+
+    Attributes:
+      logits, heard_logits: [B, N, O, V] float32. hidden: [B, N, O, D], what the flow head draws from.
+      real: bool [B, N, O], slots that exist. load: tokens per expert of each sparse layer group.
+      previous: [B, N, O, patch], the mel patch before each slot, as it was fed back.
+    """
+
+    logits: Float[Array, "b n o v"]
+    heard_logits: Float[Array, "b n o v"]
+    hidden: Float[Array, "b n o d"]
+    real: Bool[Array, "b n o"]
+    previous: Float[Array, "b n o p"]
+    load: dict[str, Array]
+
+
+class InteractionModel:
+    """An interaction model of a given size.
+
+    Attributes:
+      config: its sizes. control: the ids of its control tokens: the embedding rows that the tokenizer doesn't use.
+      abstract: `params` as ShapeDtypeStructs, without allocating them. axes: their logical axes.
+      matrices: for each weight that is a linear map its (input axes, output axes), else None.
+    """
+
+    def __init__(self, config: InteractionConfig, dtype: Any = jnp.float32) -> None:  # noqa: ANN401
+        self.config, self.dtype = config, dtype
+        self.control = ControlTokens(config.text.unpadded_vocab_size or config.text.vocab_size)
+        net = nnx.eval_shape(lambda: self._declare(0))
+        self._graphdef, weights = nnx.split(net)
+        self.abstract: Params = nnx.to_pure_dict(weights)
+        self.axes = self._metadata(weights, "axes")
+        self.matrices = self._metadata(weights, "matrix")
+
+    @staticmethod
+    def _metadata(weights: nnx.State, name: str) -> Params:
+        return nnx.to_pure_dict(jax.tree.map(lambda v: v.get_metadata(name), weights, is_leaf=_is_variable))
+
+    def _declare(self, seed: Int[Array, ""] | int) -> InteractionNet:
+        return InteractionNet(Declare(nnx.Rngs(jax.random.key(seed)), self.dtype), self.config)
+
+    def net(self, params: Params) -> InteractionNet:
+        """The module around these weights; made while tracing, at no cost when it runs."""
+        return nnx.merge(self._graphdef, nnx.State(params))
+
+    def init_params(self, seed: Int[Array, ""] | int) -> Params:
+        """Fresh weights."""
+        return nnx.to_pure_dict(nnx.split(self._declare(seed))[1])
+
+    def num_params(self) -> int:
+        """Weights in all."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.abstract))
+
+    def init_state(self, num_slots: int) -> StreamState:
+        """`num_slots` empty sessions."""
+        return state_lib.init_state(self.config, num_slots, self.dtype)
+
+    def reset(self, state: StreamState, mask: Bool[Array, " b"]) -> StreamState:
+        """Empties the sessions where `mask` is True."""
+        return state_lib.reset_slots(state, mask)
+
+    def step(
+        self, params: Params, state: StreamState, inputs: MicroTurnInput, rng: UInt32[Array, "b 2"]
+    ) -> tuple[StreamState, MicroTurnOutput]:
+        """`micro_turn_step` with these weights."""
+        return micro_turn_step(self.net(params), self.control, state, inputs, rng)
+
+    def forward(
+        self,
+        params: Params,
+        inputs: MicroTurnInput,
+        outputs: MicroTurnOutput,
+        num_tokens: int,
+        feedback_noise: Float[Array, "b n o f m"] | None = None,
+        remat: bool = False,
+    ) -> Predictions:
+        """Whole conversations at once, every output given: what would have been written at each slot.
+
+        Args:
+          params: the weights.
+          inputs, outputs: leading axes [B, N] (conversation, micro-turn).
+          num_tokens: trunk tokens that a conversation may hold (static); no row may have more.
+          feedback_noise: added to the mel patches where they are fed back; None: nothing.
+          remat: trade work for memory in the backward pass.
+        """
+        net = self.net(params)
+        b, n, o = outputs.tokens.shape
+        mel = outputs.mel if feedback_noise is None else outputs.mel + feedback_noise
+        speaking = jnp.broadcast_to(outputs.speaking[..., None], (b, n, o))
+        slot_real = (jnp.arange(o) < outputs.num_tokens[..., None]) & inputs.active[..., None]
+        with jax.named_scope("embed"):
+            x, real = net.embed_inputs(inputs)
+            written = net.embed_outputs(outputs.tokens, mel, speaking)
+            x = jnp.concatenate([x, written], axis=2).reshape(b, -1, x.shape[-1])
+            real = jnp.concatenate([real, slot_real], axis=2)
+            packing = Packing.of(real.reshape(b, -1), num_tokens)
+        valid = jnp.arange(num_tokens) < packing.count[:, None]
+        hidden, load = net.transformer.sequence(packing.pack(x), valid, remat)
+        # The hidden state just before an output token is the one that predicts it.
+        hidden = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        hidden = packing.unpack(hidden).reshape(b, n, real.shape[2], -1)[:, :, -o:]
+        patches = jnp.where(speaking[..., None, None], mel, 0).reshape(b, n * o, -1)
+        previous = jnp.pad(patches, ((0, 0), (1, 0), (0, 0)))[:, :-1].reshape(b, n, o, -1)
+        with jax.named_scope("unembed"):
+            logits, heard = net.transformer.logits(hidden), net.heard_logits(hidden)
+        return Predictions(logits, heard, hidden, slot_real, previous, load)
+
+
+def _is_variable(x: object) -> bool:
+    return isinstance(x, nnx.Variable)

@@ -1,0 +1,126 @@
+"""Inkling's feed-forward blocks: the dense gated MLP, and the mixture of routed and shared experts.
+
+Router: the k experts with the highest ``sigmoid(logit) + correction`` are chosen; weights are the sigmoids of
+the k chosen **and** the shared experts, normalised to sum to one, times `route_scale`, times a learned scale.
+The correction bias carries no gradient: training moves it to balance the load (Wang et al. 2024,
+arXiv:2408.15664).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.grouped_matmul import api as grouped_matmul
+from tml_jax import sharding
+from tml_jax.model.config import TextConfig
+from tml_jax.model.primitives import Declare, Linear
+
+
+class DenseMlp(nnx.Module):
+    """``down(silu(gate(x)) * up(x))`` times a learned scale."""
+
+    def __init__(self, make: Declare, config: TextConfig) -> None:
+        d, f = config.hidden_size, config.intermediate_size
+        self.gate_up = Linear(make, (d, 2, f), ("embed", None, "mlp"))
+        self.down = Linear(make, (f, d), ("mlp", "embed"))
+        self.scale = make.full((1,), (None,), 1.0)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """[B, T, D] -> [B, T, D]."""
+        gate, up = jnp.moveaxis(self.gate_up(x), -2, 0)
+        return self.down(jax.nn.silu(gate) * up) * self.scale[...]
+
+
+class Moe(nnx.Module):
+    """Routed experts, top-k of `n_routed_experts`, and the shared experts that see every token."""
+
+    def __init__(self, make: Declare, config: TextConfig) -> None:
+        d, f = config.hidden_size, config.moe_intermediate_size
+        self.k, self.routed, self.shared = config.num_experts_per_tok, config.n_routed_experts, config.n_shared_experts
+        self.route_scale = config.route_scale
+        self.router = make.table((self.routed + self.shared, d), (None, "embed"), 1 / math.sqrt(d))
+        self.correction = make.full((self.routed,), (None,), 0.0, dtype=jnp.float32)
+        self.scale = make.full((1,), (None,), 1.0, dtype=jnp.float32)
+        self.gate_up = make.matrix((self.routed, d, 2, f), ("expert", "embed", None, "expert_mlp"), (1,), (0,))
+        self.down = make.matrix((self.routed, f, d), ("expert", "expert_mlp", "embed"), (1,), (0,))
+        self.shared_gate_up = make.matrix((self.shared, d, 2, f), (None, "embed", None, "expert_mlp"), (1,), (0,))
+        self.shared_down = make.matrix((self.shared, f, d), (None, "expert_mlp", "embed"), (1,), (0,))
+
+    def route(self, x: Float[Array, "t d"]) -> tuple[Int[Array, "t k"], Float[Array, "t k"], Float[Array, "t s"]]:
+        """Chosen experts [T, k], their weights [T, k] and the shared experts' weights [T, s], in float32."""
+        logits = x.astype(jnp.float32) @ self.router[...].astype(jnp.float32).T
+        routed, shared = logits[:, : self.routed], logits[:, self.routed :]
+        choice = jax.nn.sigmoid(routed) + jax.lax.stop_gradient(self.correction[...])
+        _, ids = jax.lax.top_k(choice, self.k)
+        # A choice by comparison: the gradient of a gather would be a scatter.
+        picked = jnp.sum(jnp.where(ids[:, :, None] == jnp.arange(self.routed), routed[:, None], 0), axis=-1)
+        chosen = jnp.concatenate([picked, shared], axis=1)
+        weights = jax.nn.softmax(jax.nn.log_sigmoid(chosen), axis=-1) * self.route_scale * self.scale[...]
+        return ids, weights[:, : self.k], weights[:, self.k :]
+
+    def __call__(
+        self, x: Float[Array, "b t d"], valid: Array | None = None
+    ) -> tuple[Float[Array, "b t d"], Float[Array, " e"]]:
+        """Runs the experts.
+
+        Args:
+          x: [B, T, D].
+          valid: bool [B, T], tokens that are real: others use no expert and don't count in the load. None: all.
+
+        Returns:
+          [B, T, D], and how many tokens chose each routed expert, float32 [E].
+        """
+        flat = x.reshape(-1, x.shape[-1])
+        with jax.named_scope("route"):
+            ids, weights, gammas = self.route(flat)
+            if valid is not None:
+                # An expert id past the last one is dropped: padding costs nothing and can't disturb anyone.
+                ids = jnp.where(valid.reshape(-1, 1), ids, self.routed)
+                weights = jnp.where(valid.reshape(-1, 1), weights, 0)
+            load = jnp.sum(ids[:, :, None] == jnp.arange(self.routed), axis=(0, 1)).astype(jnp.float32)
+        with jax.named_scope("experts"):
+            y = _experts(flat, ids, weights.astype(x.dtype), self.gate_up[...], self.down[...])
+        with jax.named_scope("shared_experts"):
+            gate, up = jnp.moveaxis(jnp.einsum("td,sdgf->tsgf", flat, self.shared_gate_up[...]), 2, 0)
+            hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
+            y = y + jnp.einsum("tsf,sfd->td", hidden, self.shared_down[...])
+        return y.reshape(x.shape), load
+
+
+def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
+    """The routed experts on one device, or each device's own experts followed by a sum over devices."""
+    mesh = sharding.current_mesh()
+    if mesh is None:
+        return _local_experts(x, ids, weights, gate_up, down)
+    rows = sharding.partition_spec(("batch", None), x.shape, mesh)
+    up_spec = sharding.partition_spec(("expert", "embed", None, "expert_mlp"), gate_up.shape, mesh)
+    down_spec = sharding.partition_spec(("expert", "expert_mlp", "embed"), down.shape, mesh)
+    body = functools.partial(_experts_of_this_device, up_spec=up_spec, mesh=mesh)
+    run = jax.shard_map(body, mesh=mesh, in_specs=(rows, rows, rows, up_spec, down_spec), out_specs=rows, check_vma=False)
+    return run(x, ids, weights, gate_up, down)
+
+
+def _experts_of_this_device(
+    x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, *, up_spec: PartitionSpec, mesh: AbstractMesh
+) -> Array:
+    if up_spec[1]:  # fully sharded weights: gather this layer's, for as long as it needs them
+        gate_up = jax.lax.all_gather(gate_up, "fsdp", axis=1, tiled=True)
+        down = jax.lax.all_gather(down, "fsdp", axis=2, tiled=True)
+    own = gate_up.shape[0]
+    if up_spec[0]:
+        ids = ids - own * jax.lax.axis_index("expert")
+        mine = (ids >= 0) & (ids < own)
+        ids, weights = jnp.where(mine, ids, own), jnp.where(mine, weights, 0)
+    y = _local_experts(x, ids, weights, gate_up, down)
+    partial = tuple(axis for axis, used in (("expert", up_spec[0]), ("tensor", up_spec[3])) if used and mesh.shape[axis] > 1)
+    return jax.lax.psum(y, partial) if partial else y
+
+
+def _local_experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
+    e, d, _, f = gate_up.shape
+    return grouped_matmul.expert_mlp(x, ids, weights, gate_up.reshape(e, d, 2 * f), down)

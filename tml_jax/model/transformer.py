@@ -1,0 +1,142 @@
+"""The Inkling decoder over embedded tokens: the same layers for whole sequences and for a live stream."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tml_jax import sharding
+from tml_jax.model.attention import Attention
+from tml_jax.model.config import InteractionConfig
+from tml_jax.model.moe import DenseMlp, Moe
+from tml_jax.model.plan import LayerGroup, layer_plan
+from tml_jax.model.primitives import Declare, RMSNorm, ShortConv
+from tml_jax.model.state import CacheShape, LayerState, StreamState, cache_shape
+
+
+class DecoderLayer(nnx.Module):
+    """Attention, then a feed-forward block, each normed before and convolved after."""
+
+    def __init__(self, make: Declare, config: InteractionConfig, group: LayerGroup) -> None:
+        text = config.text
+        d, eps, width = text.hidden_size, text.rms_norm_eps, text.conv_kernel_size
+        self.attn_norm = RMSNorm(make, d, eps)
+        self.attn = Attention(make, text, group.layer_type)
+        self.attn_conv = ShortConv(make, d, width, None)
+        self.mlp_norm = RMSNorm(make, d, eps)
+        self.mlp = Moe(make, text) if group.mlp_type == "sparse" else DenseMlp(make, text)
+        self.mlp_conv = ShortConv(make, d, width, None)
+        self.cache: CacheShape = cache_shape(config, group.layer_type)
+
+    def sequence(self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None) -> tuple[Array, Array]:
+        """Whole sequences: [B, T, D] -> [B, T, D], and the expert load [E] ([0] for a dense layer)."""
+        with jax.named_scope("attention"):
+            y = self.attn.attend_sequence(self.attn_norm(x), self.cache.window, self.cache.sinks)
+            y, _ = self.attn_conv(y, None, None)
+            x = x + y
+        y, load = self._feed_forward(x, valid)
+        y, _ = self.mlp_conv(y, None, None)
+        return sharding.constrain(x + y, ("batch", None, None)), load
+
+    def stream(
+        self, x: Float[Array, "b t d"], state: LayerState, start: Int[Array, " b"], count: Int[Array, " b"]
+    ) -> tuple[Array, LayerState]:
+        """A block of new tokens, `count` [B] of them real, at positions `start` [B] and on."""
+        with jax.named_scope("attention"):
+            y, state = self.attn.attend_cache(self.attn_norm(x), state, start, count, self.cache)
+            y, conv_attn = self.attn_conv(y, state.conv_attn, count)
+            x = x + y
+        valid = jnp.arange(x.shape[1]) < count[:, None]
+        y, _ = self._feed_forward(x, valid)
+        y, conv_mlp = self.mlp_conv(y, state.conv_mlp, count)
+        state = LayerState(state.k, state.v, state.conv_k, state.conv_v, conv_attn, conv_mlp)
+        return sharding.constrain(x + y, ("slot", None, None)), state
+
+    def _feed_forward(self, x: Array, valid: Array | None) -> tuple[Array, Array]:
+        with jax.named_scope("mlp"):
+            if isinstance(self.mlp, Moe):
+                return self.mlp(self.mlp_norm(x), valid)
+            return self.mlp(self.mlp_norm(x)), jnp.zeros((0,), jnp.float32)
+
+
+class Transformer(nnx.Module):
+    """The decoder, without embedding: layers named by `layer_plan`, a final norm and the unembedding."""
+
+    def __init__(self, make: Declare, config: InteractionConfig) -> None:
+        text = config.text
+        self.plan = layer_plan(text)
+        for group in self.plan:
+            setattr(self, group.name, DecoderLayer(make.stack(group.repeats), config, group))
+        self.norm = RMSNorm(make, text.hidden_size, text.rms_norm_eps)
+        self.unembed = make.table((text.vocab_size, text.hidden_size), ("vocab", "embed"), 1 / math.sqrt(text.hidden_size))
+        self.mup = text.logits_mup_width_multiplier
+
+    def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Final hidden states (normed) [..., D] -> logits [..., vocab_size], float32."""
+        logits = jnp.einsum("...d,vd->...v", hidden / self.mup, self.unembed[...])
+        return logits.astype(jnp.float32)
+
+    def _units(self) -> tuple[list[LayerGroup], list[nnx.GraphDef], list[nnx.State]]:
+        groups = [g for g in self.plan if g.repeats]
+        split = [nnx.split(getattr(self, g.name)) for g in groups]
+        return groups, [s[0] for s in split], [s[1] for s in split]
+
+    def sequence(
+        self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None = None, remat: bool = False
+    ) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
+        """Whole sequences from their first token.
+
+        Args:
+          x: [B, T, D] embedded tokens.
+          valid: bool [B, T], real tokens (padding comes last); None: all.
+          remat: recompute each repeated unit in the backward pass.
+
+        Returns:
+          Hidden states after the final norm [B, T, D], and the expert load of each sparse group ([E] or [repeats, E]).
+        """
+        loads: dict[str, Array] = {}
+        for group in self.plan:
+            if not group.repeats:
+                x, loads[group.name] = getattr(self, group.name).sequence(x, valid)
+        groups, defs, weights = self._units()
+        if groups:
+
+            def unit(x: Array, weights: list[nnx.State]) -> tuple[Array, list[Array]]:
+                unit_loads = []
+                for definition, w in zip(defs, weights, strict=True):
+                    x, load = nnx.merge(definition, w).sequence(x, valid)
+                    unit_loads.append(load)
+                return x, unit_loads
+
+            x, unit_loads = jax.lax.scan(jax.checkpoint(unit) if remat else unit, x, weights)
+            loads |= {g.name: load for g, load in zip(groups, unit_loads, strict=True)}
+        return self.norm(x), {name: load for name, load in loads.items() if load.shape[-1]}
+
+    def stream(
+        self, x: Float[Array, "b t d"], state: StreamState, count: Int[Array, " b"]
+    ) -> tuple[Float[Array, "b t d"], StreamState]:
+        """Appends a block of `count` [B] real tokens to each conversation; hidden states [B, T, D] after the final norm."""
+        start, layers = state.length, dict(state.layers)
+        for group in self.plan:
+            if not group.repeats:
+                x, layers[group.name] = getattr(self, group.name).stream(x, layers[group.name], start, count)
+        groups, defs, weights = self._units()
+        if groups:
+            # The caches ride in the carry and are updated in place; as scanned inputs and outputs they would be copied.
+            caches = [layers[g.name] for g in groups]
+
+            def unit(carry: tuple[Array, list[LayerState]], xs: tuple[Array, list[nnx.State]]) -> tuple:
+                (x, caches), (i, weights) = carry, xs
+                caches = list(caches)
+                for j, (definition, w) in enumerate(zip(defs, weights, strict=True)):
+                    mine = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, i, keepdims=False), caches[j])
+                    x, mine = nnx.merge(definition, w).stream(x, mine, start, count)
+                    caches[j] = jax.tree.map(lambda c, m: jax.lax.dynamic_update_index_in_dim(c, m, i, 0), caches[j], mine)
+                return (x, caches), None
+
+            (x, caches), _ = jax.lax.scan(unit, (x, caches), (jnp.arange(groups[0].repeats), weights))
+            layers |= {g.name: c for g, c in zip(groups, caches, strict=True)}
+        fields = {"layers": layers, "length": start + count}
+        return self.norm(x), StreamState(**{**vars(state), **fields})

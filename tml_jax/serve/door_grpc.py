@@ -1,0 +1,275 @@
+"""The gRPC door: `InteractionService` over grpc.aio, with health checks, reflection and a graceful way down."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from absl import logging
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tml_jax.serve import events, intake, protos
+from tml_jax.serve.engine import ServerFullError
+from tml_jax.serve.sessions import DrainedError, Session, SessionConfig, Sessions, SlowClientError
+from tml_jax.streams.micro_turn import StreamSpec
+
+MAX_MESSAGE_BYTES = 8 << 20
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),  # a client that vanished without a word gives its slot back
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
+)
+_STATUS = {
+    intake.BadInputError: grpc.StatusCode.INVALID_ARGUMENT,
+    ServerFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SlowClientError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DrainedError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class GrpcDoor:
+    """Serves `Sessions` on a port.
+
+    Attributes:
+      port: where it listens, once `open` has returned.
+    """
+
+    def __init__(self, sessions: Sessions) -> None:
+        """Makes a door that is not open."""
+        self._sessions, self._bundle = sessions, sessions.engine.bundle
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._draining = False
+        self.port = 0
+        handlers = {
+            "Converse": grpc.stream_stream_rpc_method_handler(
+                self._converse,
+                request_deserializer=protos.ConverseRequest.FromString,
+                response_serializer=protos.ConverseResponse.SerializeToString,
+            ),
+            "GetServerInfo": grpc.unary_unary_rpc_method_handler(
+                self._get_server_info,
+                request_deserializer=protos.GetServerInfoRequest.FromString,
+                response_serializer=protos.GetServerInfoResponse.SerializeToString,
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(protos.SERVICE, handlers),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (protos.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+
+    async def open(self, address: str) -> int:
+        """Listens on ``host:port`` (port 0: any free one) and returns the port.
+
+        Raises:
+          ValueError: the address cannot be listened on.
+        """
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise ValueError(f"The server cannot listen on {address}: is the port taken?") from None
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        return self.port
+
+    async def drain(self, grace_s: float) -> None:
+        """Goes down: no new session from now on; live ones have `grace_s` seconds to end by themselves."""
+        self._draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        deadline = asyncio.get_running_loop().time() + grace_s
+        while len(self._sessions) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        self._sessions.end_all(DrainedError("The server is going down and the grace period for this session is over."))
+        await self._server.stop(2.0)
+
+    async def _set_health(self, status: Any) -> None:  # noqa: ANN401
+        for name in ("", protos.SERVICE):
+            await self._health.set(name, status)
+
+    async def _converse(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        try:
+            session = self._sessions.open(await self._first(requests, context))
+        except (intake.BadInputError, ServerFullError) as error:
+            await context.abort(_status(error), str(error))
+        reader = asyncio.create_task(self._read(session, requests))
+        writer = asyncio.create_task(self._write(session, context))
+        try:
+            await asyncio.wait((writer, session.failed), return_when=asyncio.FIRST_COMPLETED)
+            if session.failed.done():
+                self._sessions.close(session)
+                await asyncio.wait((writer,))  # a status cannot overtake a message that the client has not read yet
+                error = session.failed.result()
+                await context.abort(_status(error), _sentence(error))
+        finally:  # also when the client has gone, which cancels this coroutine
+            reader.cancel()
+            writer.cancel()
+            self._sessions.close(session)
+
+    async def _first(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> SessionConfig:
+        if self._draining:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "The server is going down and takes no new session: use another one."
+            )
+        request = await anext(aiter(requests), None)
+        if request is None or request.WhichOneof("payload") != "config":
+            found = "nothing" if request is None else request.WhichOneof("payload") or "an empty message"
+            raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
+        if request.config.resume_session_id:
+            sentence = f"There is no session {request.config.resume_session_id!r} here: start a new one."
+            await context.abort(grpc.StatusCode.NOT_FOUND, sentence)
+        return session_config(request.config)
+
+    async def _read(self, session: Session, requests: AsyncIterator[Any]) -> None:
+        try:
+            async for request in requests:
+                await _take(session, request)
+            await session.close_input()
+        except Exception as error:
+            session.end(error)
+
+    async def _write(self, session: Session, context: grpc.aio.ServicerContext) -> None:
+        try:
+            async with contextlib.aclosing(session.told()) as told:
+                async for event in told:
+                    await context.write(to_message(event, self._bundle.spec))
+        except Exception as error:
+            session.end(error)
+
+    async def _get_server_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+        stats = self._sessions.engine.stats()
+        return protos.GetServerInfoResponse(
+            model=self._bundle.name,
+            stream=_stream_info(self._bundle.spec),
+            slots=stats.slots,
+            live_sessions=stats.live,
+            draining=self._draining,
+            compilations_after_warmup=stats.compilations_after_warmup,
+            steps=stats.steps,
+            deadline_misses=stats.deadline_misses,
+            step_p50_ms=stats.step_p50_ms,
+            step_p99_ms=stats.step_p99_ms,
+        )
+
+
+def _status(error: Exception) -> grpc.StatusCode:
+    return _STATUS.get(type(error), grpc.StatusCode.INTERNAL)
+
+
+def _sentence(error: Exception) -> str:
+    if type(error) in _STATUS:
+        return str(error)
+    logging.error("A session failed.", exc_info=error)
+    return f"This session failed inside the server ({type(error).__name__}) and was ended; its journal has the reason."
+
+
+async def _take(session: Session, request: Any) -> None:  # noqa: ANN401
+    """One message of the client, after the first."""
+    match request.WhichOneof("payload"):
+        case "audio":
+            await session.push_audio(request.audio.pcm)
+        case "frame":
+            frame = request.frame
+            await session.push_frame(frame.data, _frame_format(frame.encoding), frame.width, frame.height)
+        case "text":
+            session.push_text(request.text.text)
+        case "close":
+            await session.close_input()
+        case "config":
+            raise intake.BadInputError("The config is only the first message of a session, and a second one came.")
+        case _:
+            raise intake.BadInputError("A message of the session holds nothing that this server knows.")
+
+
+def _frame_format(encoding: int) -> intake.FrameFormat:
+    kinds = protos.FrameEncoding
+    if encoding == kinds.FRAME_ENCODING_RGB24:
+        return intake.FrameFormat.RGB24
+    if encoding in (kinds.FRAME_ENCODING_UNSPECIFIED, kinds.FRAME_ENCODING_JPEG, kinds.FRAME_ENCODING_PNG):
+        return intake.FrameFormat.FILE
+    raise intake.BadInputError(f"Frame encoding {encoding} is not known here: send JPEG, PNG or RGB24.")
+
+
+def session_config(config: Any) -> SessionConfig:  # noqa: ANN401
+    """Reads the wire's config.
+
+    Raises:
+      BadInputError: something in it cannot be had.
+    """
+    kinds = protos.AudioEncoding
+    formats = {
+        kinds.AUDIO_ENCODING_UNSPECIFIED: intake.SampleFormat.S16LE,
+        kinds.AUDIO_ENCODING_PCM_S16LE: intake.SampleFormat.S16LE,
+        kinds.AUDIO_ENCODING_PCM_F32LE: intake.SampleFormat.F32LE,
+    }
+    if config.encoding not in formats:
+        raise intake.BadInputError(f"Audio encoding {config.encoding} is not known here: send PCM_S16LE or PCM_F32LE.")
+    if len(config.instructions) > intake.MAX_TEXT:
+        raise intake.BadInputError(
+            f"Instructions of {len(config.instructions)} characters are too long: send at most {intake.MAX_TEXT}."
+        )
+    return SessionConfig(
+        sends_audio=config.sends_audio,
+        sends_video=config.sends_video,
+        wants_audio=config.wants_audio,
+        instructions=config.instructions,
+        sound=intake.SoundFormat(config.sample_rate or 16_000, config.channels or 1, formats[config.encoding]),
+        seed=config.seed,
+    )
+
+
+def _stream_info(spec: StreamSpec) -> Any:  # noqa: ANN401
+    return protos.StreamInfo(
+        micro_turn_ms=spec.micro_turn_ms,
+        sample_rate=spec.sample_rate,
+        frame_width=spec.frame_width,
+        frame_height=spec.frame_height,
+        max_text=spec.max_text,
+    )
+
+
+def to_message(event: events.Event, spec: StreamSpec) -> Any:  # noqa: ANN401
+    """An event as a `ConverseResponse`."""
+    reply = protos.ConverseResponse
+    match event:
+        case events.Started(session_id, next_tick_s):
+            started = protos.SessionStarted(
+                session_id=session_id,
+                stream=_stream_info(spec),
+                max_chunk_ms=intake.MAX_CHUNK_MS,
+                next_tick_ms=next_tick_s * 1000,
+            )
+            return reply(started=started)
+        case events.Turn():
+            decision = protos.Decision.Value(f"DECISION_{event.decision.name}")
+            turn = protos.TurnEvent(
+                turn=event.turn,
+                decision=decision,
+                step_ms=event.step_ms,
+                deadline_missed=event.missed,
+                silence_ms=event.silence_ms,
+                input_level=event.input_level,
+                frames=event.frames,
+            )
+            return reply(turn=turn)
+        case events.Words(turn, text):
+            return reply(text=protos.TextOut(text=text, turn=turn))
+        case events.HeardWords(turn, text):
+            return reply(heard=protos.Heard(text=text, turn=turn))
+        case events.Sound(turn, time_s, pcm, level):
+            return reply(audio=protos.AudioOut(pcm=pcm, turn=turn, time_s=time_s, level=level))
+        case events.Background(turn, task, state, text):
+            code = protos.BackgroundState.Value(f"BACKGROUND_STATE_{state.upper()}")
+            return reply(background=protos.BackgroundEvent(task=task, state=code, text=text, turn=turn))
+        case events.Ended():
+            ended = protos.SessionEnded(
+                turns=event.turns,
+                deadline_misses=event.deadline_misses,
+                step_p50_ms=event.step_p50_ms,
+                step_p99_ms=event.step_p99_ms,
+                silence_ms=event.silence_ms,
+            )
+            return reply(ended=ended)

@@ -1,0 +1,270 @@
+"""The engine: one thread that owns the model's state and steps all session slots together, every 200 ms.
+
+The compiled shapes never change: a slot without a session, or whose input is not complete, is inactive in that
+step. Everything that belongs to a single session (sound to dMel, frames to patches, mel to sound, text) is done
+on the session's side; this thread stacks arrays, calls the compiled step and hands out rows of its result.
+"""
+
+import collections
+import dataclasses
+import threading
+import time
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+
+from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.inbox import Block
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
+
+# Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
+CATCH_UP_BUDGET = 0.5
+STEPS_REMEMBERED = 100_000
+
+
+class _Compilations:
+    """Counts what XLA compiles in this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:  # noqa: ANN401
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+
+
+compilations = _Compilations()
+
+
+class ServerFullError(RuntimeError):
+    """Every slot is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnResult:
+    """One session's part of a step: its rows of `MicroTurnOutput` and how the step went."""
+
+    turn: int
+    tokens: np.ndarray
+    speaking: bool
+    mel: np.ndarray
+    heard: np.ndarray
+    block: Block
+    step_ms: float
+    missed: bool
+
+
+class Live(Protocol):
+    """A session, as the engine's thread sees it. `deliver` and `fail` must only hand over and return."""
+
+    def ready(self, now: float | None) -> bool:
+        """Whether it has a micro-turn to step."""
+
+    def take(self, inputs: MicroTurnInput, row: int) -> Block:
+        """Writes that micro-turn into row `row`."""
+
+    def deliver(self, result: TurnResult) -> None:
+        """What the model wrote."""
+
+    def fail(self, error: Exception) -> None:
+        """The session cannot go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineStats:
+    """How the engine has done since its port opened; step times in milliseconds from tick to results."""
+
+    slots: int
+    live: int
+    steps: int
+    deadline_misses: int
+    step_p50_ms: float
+    step_p99_ms: float
+    compilations_after_warmup: int
+
+
+@dataclasses.dataclass
+class _Slot:
+    live: Live | None = None
+    fresh: bool = False
+
+
+class Engine:
+    """Steps `num_slots` sessions in one compiled program."""
+
+    def __init__(self, bundle: ModelBundle, num_slots: int = 8, *, faster_than_real_time: bool = False) -> None:
+        """Makes an engine that is not started.
+
+        Args:
+          bundle: the model.
+          num_slots: sessions at once.
+          faster_than_real_time: step as soon as every session has input, instead of on the clock (for tests:
+            a session that sends nothing then holds up the others).
+        """
+        self.bundle, self.num_slots, self.unpaced = bundle, num_slots, faster_than_real_time
+        self._slots = [_Slot() for _ in range(num_slots)]
+        self._keys = np.zeros((num_slots, 2), np.uint32)
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._step_ms: collections.deque[float] = collections.deque(maxlen=STEPS_REMEMBERED)
+        self._steps = self._misses = self._compiled = 0
+        self._counting = threading.Lock()
+        self._next_tick = time.monotonic()
+
+    def start(self) -> None:
+        """Compiles everything that will ever run, then starts to tick."""
+        model, slots = self.bundle.model, self.num_slots
+        self._init = jax.jit(lambda: model.init_state(slots))
+        self._reset = jax.jit(model.reset, donate_argnums=0)
+        self._step = jax.jit(model.step, donate_argnums=1)
+        self._params = jax.device_put(self.bundle.params)
+        self._state = self._init()
+        for _ in range(2):  # twice: a program's own outputs are inputs of the next call
+            self._state = self._reset(self._state, np.ones(slots, bool))
+            self._run_step(empty_input(self.bundle.spec, (slots,)))
+            self._state = self._reset(self._state, np.ones(slots, bool))
+        self._compiled = compilations.count
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; sessions are left as they are."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def admit(self, live: Live, seed: int) -> int:
+        """Gives a session an empty slot.
+
+        Raises:
+          ServerFullError: there is none.
+        """
+        with self._wake:
+            for index, slot in enumerate(self._slots):
+                if slot.live is None:
+                    slot.live, slot.fresh = live, True
+                    self._keys[index] = np.asarray([0, seed], np.uint32)
+                    return index
+        raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: try again when one has ended.")
+
+    def release(self, index: int, live: Live) -> None:
+        """Frees the slot that `live` holds; does nothing if it holds it no more."""
+        with self._wake:
+            if self._slots[index].live is live:
+                self._slots[index].live = None
+            self._wake.notify_all()
+
+    def notify(self) -> None:
+        """Some session has new input (only an engine that is not paced by the clock waits for that)."""
+        if self.unpaced:
+            with self._wake:
+                self._wake.notify_all()
+
+    def next_tick_s(self) -> float:
+        """Seconds until the next tick."""
+        return max(0.0, self._next_tick - time.monotonic())
+
+    def stats(self) -> EngineStats:
+        """How the engine has done so far."""
+        with self._counting:
+            times = np.asarray(self._step_ms or [0.0])
+        return EngineStats(
+            slots=self.num_slots,
+            live=sum(slot.live is not None for slot in self._slots),
+            steps=self._steps,
+            deadline_misses=self._misses,
+            step_p50_ms=float(np.percentile(times, 50)),
+            step_p99_ms=float(np.percentile(times, 99)),
+            compilations_after_warmup=compilations.count - self._compiled,
+        )
+
+    def _loop(self) -> None:
+        period = self.bundle.spec.micro_turn_s
+        self._next_tick = time.monotonic() + period
+        while True:
+            with self._wake:
+                self._wake.wait_for(self._should_go, timeout=None if self.unpaced else self.next_tick_s())
+                if self._stopping:
+                    return
+            tick = time.monotonic() if self.unpaced else self._next_tick
+            if time.monotonic() < tick:
+                continue
+            self._tick(tick)
+            while self._next_tick <= time.monotonic():  # ticks that a slow step ran over are lost, not made up for
+                self._next_tick += period
+
+    def _should_go(self) -> bool:
+        if self._stopping:
+            return True
+        live = [slot.live for slot in self._slots if slot.live is not None]
+        return self.unpaced and bool(live) and all(one.ready(None) for one in live)
+
+    def _tick(self, tick: float) -> None:
+        period = self.bundle.spec.micro_turn_s
+        self._step_ready(tick)
+        while not self.unpaced and time.monotonic() < tick + CATCH_UP_BUDGET * period and self._step_ready(tick):
+            pass
+
+    def _step_ready(self, tick: float) -> bool:
+        """Steps the sessions that have a micro-turn; False if there were none."""
+        with self._wake:
+            live = [(i, slot.live) for i, slot in enumerate(self._slots) if slot.live is not None]
+            ready = [(i, one) for i, one in live if one.ready(None if self.unpaced else tick)]
+            if not ready:
+                return False
+            fresh = np.asarray([slot.fresh for slot in self._slots])
+            for slot in self._slots:
+                slot.fresh = False
+        inputs, taken = empty_input(self.bundle.spec, (self.num_slots,)), []
+        for i, one in ready:
+            try:
+                taken.append((i, one, one.take(inputs, i)))
+            except Exception as error:  # one session's trouble is its own
+                inputs.active[i] = False
+                one.fail(error)
+        try:
+            if fresh.any():
+                self._state = self._reset(self._state, fresh)
+            outputs = self._run_step(inputs)
+        except Exception as error:
+            logging.exception("The step failed; every session is ended and the state made anew.")
+            self._state = self._init()
+            for _, one in live:
+                one.fail(error)
+            return True
+        self._hand_out(tick, inputs, outputs, taken)
+        return True
+
+    def _run_step(self, inputs: MicroTurnInput) -> MicroTurnOutput:
+        self._state, outputs = self._step(self._params, self._state, inputs, self._keys)
+        return jax.device_get(outputs)
+
+    def _hand_out(
+        self, tick: float, inputs: MicroTurnInput, outputs: MicroTurnOutput, taken: list[tuple[int, Live, Block]]
+    ) -> None:
+        elapsed = time.monotonic() - tick
+        missed = not self.unpaced and elapsed > self.bundle.spec.micro_turn_s
+        with self._counting:
+            self._steps += 1
+            self._misses += missed
+            self._step_ms.append(elapsed * 1000)
+        for i, one, block in taken:
+            count = int(outputs.num_tokens[i])
+            one.deliver(
+                TurnResult(
+                    turn=int(inputs.turn[i]),
+                    tokens=outputs.tokens[i, :count],
+                    speaking=bool(outputs.speaking[i]),
+                    mel=outputs.mel[i],
+                    heard=outputs.heard[i],
+                    block=block,
+                    step_ms=elapsed * 1000,
+                    missed=missed,
+                )
+            )

@@ -1,0 +1,142 @@
+"""What a client sends, made into what the model reads: bytes to samples at the stream's rate, files to pixels.
+
+Everything that a client can get wrong is found here, and said in one sentence (`BadInputError`).
+"""
+
+import dataclasses
+import enum
+import io
+import math
+
+import numpy as np
+import PIL.Image
+import soxr
+
+from tml_jax.streams.micro_turn import StreamSpec
+
+MAX_CHUNK_MS = 1000
+MAX_FRAME_BYTES = 4 << 20
+MAX_FRAME_PIXELS = 4096 * 4096
+MAX_TEXT = 4096
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
+
+
+class BadInputError(ValueError):
+    """What a client sent cannot be taken; the message is one sentence for its user."""
+
+
+class SampleFormat(enum.Enum):
+    """How samples are written; the value is the numpy dtype."""
+
+    S16LE = "<i2"
+    F32LE = "<f4"
+
+
+class FrameFormat(enum.Enum):
+    """How a frame is written."""
+
+    FILE = "jpeg or png"
+    RGB24 = "rgb24"
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundFormat:
+    """The sound that a client sends.
+
+    Raises:
+      BadInputError: a rate or channel count that cannot be converted.
+    """
+
+    sample_rate: int = 16_000
+    channels: int = 1
+    samples: SampleFormat = SampleFormat.S16LE
+
+    def __post_init__(self) -> None:
+        if not MIN_RATE <= self.sample_rate <= MAX_RATE:
+            raise BadInputError(
+                f"A sample rate of {self.sample_rate} Hz cannot be taken: send {MIN_RATE} to {MAX_RATE} Hz."
+            )
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise BadInputError(f"Sound of {self.channels} channels cannot be taken: send 1 to {MAX_CHANNELS}.")
+
+
+class SoundIntake:
+    """Bytes in any rate and channel count -> float32 mono at the stream's rate, however the bytes are cut."""
+
+    def __init__(self, sound: SoundFormat, spec: StreamSpec) -> None:
+        """Makes a fresh stream."""
+        self._format = sound
+        self._resampler = (
+            None
+            if sound.sample_rate == spec.sample_rate
+            else soxr.ResampleStream(sound.sample_rate, spec.sample_rate, 1, "float32")
+        )
+
+    def push(self, pcm: bytes) -> np.ndarray:
+        """One chunk of whole samples -> the samples that are ready.
+
+        Raises:
+          BadInputError: the chunk is empty, too long, cut inside a sample, or holds values that are no numbers.
+        """
+        dtype = np.dtype(self._format.samples.value)
+        frame = dtype.itemsize * self._format.channels
+        if not pcm or len(pcm) % frame:
+            raise BadInputError(
+                f"An audio chunk of {len(pcm)} bytes is not a whole number of samples of {frame} bytes (all channels)."
+            )
+        duration_ms = 1000 * len(pcm) / frame / self._format.sample_rate
+        if duration_ms > MAX_CHUNK_MS:
+            raise BadInputError(
+                f"An audio chunk of {duration_ms:.0f} ms is too long: send at most {MAX_CHUNK_MS} ms at once."
+            )
+        samples = np.frombuffer(pcm, dtype).reshape(-1, self._format.channels)
+        if dtype.kind == "i":
+            mono = samples.astype(np.float32).mean(axis=1) / 32768
+        else:
+            mono = samples.mean(axis=1, dtype=np.float32)
+            if not np.isfinite(mono).all():
+                raise BadInputError("An audio chunk holds samples that are not finite numbers.")
+        mono = np.clip(mono, -1, 1).astype(np.float32)
+        return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+
+    def flush(self) -> np.ndarray:
+        """What the resampler held back; no chunk may follow."""
+        if self._resampler is None:
+            return np.zeros(0, np.float32)
+        return self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def decode_frame(data: bytes, form: FrameFormat, width: int, height: int) -> np.ndarray:
+    """One picture -> uint8 [H, W, 3].
+
+    Raises:
+      BadInputError: it cannot be decoded, or is too large.
+    """
+    if len(data) > MAX_FRAME_BYTES:
+        raise BadInputError(f"A video frame of {len(data)} bytes is too large: send at most {MAX_FRAME_BYTES}.")
+    if form is FrameFormat.RGB24:
+        if not data or len(data) != width * height * 3:
+            raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+        if math.prod(image.size) > MAX_FRAME_PIXELS:
+            raise BadInputError(f"A video frame of {image.size[0]} x {image.size[1]} pixels is too large.")
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise BadInputError(
+            f"A video frame of {len(data)} bytes cannot be decoded: it is no whole JPEG or PNG file."
+        ) from error
+
+
+def check_text(text: str) -> str:
+    """Typed text without surrounding space.
+
+    Raises:
+      BadInputError: there is none, or too much.
+    """
+    if not text.strip():
+        raise BadInputError("A text message is empty.")
+    if len(text) > MAX_TEXT:
+        raise BadInputError(f"A text message of {len(text)} characters is too long: send at most {MAX_TEXT}.")
+    return text.strip()

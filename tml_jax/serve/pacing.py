@@ -1,0 +1,70 @@
+"""When a session's micro-turns are due: the arithmetic of live sound, with no clock of its own.
+
+Three rules. A client that sends faster than real time is stepped in real time. A burst after a stall is caught up
+with, for the sound in it was due long ago. Sound that stays away is replaced by silence once it is `late_s` late,
+so that the model's time goes on; sound that comes after that starts on time again.
+"""
+
+import dataclasses
+
+# A micro-turn may be stepped this long before its sound can have ended: clients' clocks and networks jitter.
+EARLY_S = 0.1
+# A client's sample clock may run this much slower than ours before silence is put in.
+DRIFT = 0.01
+
+
+@dataclasses.dataclass
+class Pacer:
+    """Dates the micro-turns of one session.
+
+    Attributes:
+      micro_turn_s: length of a micro-turn.
+      late_s: how late sound may be before silence takes its place.
+    """
+
+    micro_turn_s: float
+    late_s: float
+    _start: float | None = None
+    _due: float = 0.0
+    _starved: bool = False
+
+    def begin(self, now: float, duration_s: float = 0.0) -> None:
+        """The first sound, `duration_s` long, has arrived (its first sample is that old); later calls do nothing."""
+        if self._start is None:
+            self._start = now - duration_s
+            self._due = self._start + self.micro_turn_s
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has arrived."""
+        return self._start is not None
+
+    def complete(self, now: float, received_s: float) -> float:
+        """A micro-turn is complete; `received_s` seconds of sound (silence not counted) came up to its end.
+
+        Returns:
+          The time before which it should not be stepped.
+        """
+        assert self._start is not None
+        due = (
+            max(self._due, now)
+            if self._starved
+            else self._due + min(max(0.0, now - self._due), DRIFT * self.micro_turn_s)
+        )
+        self._starved = False
+        self._due = min(due, now) + self.micro_turn_s
+        return self._start + received_s - EARLY_S
+
+    def late(self, now: float) -> bool:
+        """Whether the micro-turn that is being filled has waited long enough for its sound."""
+        return self.begun and now > self._due + self.late_s
+
+    def skip(self) -> float:
+        """The micro-turn is completed with silence.
+
+        Returns:
+          The time before which it should not be stepped.
+        """
+        self._starved = True
+        due, self._due = self._due, self._due + self.micro_turn_s
+        return due - EARLY_S

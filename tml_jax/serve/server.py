@@ -1,0 +1,78 @@
+"""A whole server: engine, sessions and gRPC door, from start to drained."""
+
+import asyncio
+import dataclasses
+import gc
+import pathlib
+import signal
+from collections.abc import Callable
+
+import threadpoolctl
+
+from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.door_grpc import GrpcDoor
+from tml_jax.serve.engine import Engine
+from tml_jax.serve.sessions import Sessions, SessionSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerSettings:
+    """How a server runs.
+
+    Attributes:
+      address: ``host:port``; port 0 takes any free one.
+      slots: sessions at once.
+      journal_dir: where sessions are recorded, or None.
+      grace_s: how long live sessions may go on once the server was told to stop.
+      faster_than_real_time: step as inputs come instead of on the clock (for tests).
+      session: how sessions are treated.
+    """
+
+    address: str = "127.0.0.1:0"
+    slots: int = 8
+    journal_dir: pathlib.Path | None = None
+    grace_s: float = 10.0
+    faster_than_real_time: bool = False
+    session: SessionSettings = SessionSettings()
+
+
+class Server:
+    """Everything that serves one model; must be made and used inside a running event loop."""
+
+    def __init__(self, bundle: ModelBundle, settings: ServerSettings) -> None:
+        """Makes a server that is not started."""
+        self._settings = settings
+        self.engine = Engine(bundle, settings.slots, faster_than_real_time=settings.faster_than_real_time)
+        self.sessions = Sessions(self.engine, settings.session, settings.journal_dir)
+        self.door = GrpcDoor(self.sessions)
+
+    async def start(self) -> int:
+        """Compiles, then opens the port and returns it.
+
+        Raises:
+          ValueError: the address cannot be listened on.
+        """
+        # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+        await asyncio.to_thread(self.engine.start)
+        gc.collect()
+        gc.freeze()  # the weights and programs stay; collections after this look at the sessions only
+        return await self.door.open(self._settings.address)
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Drains, then ends the engine."""
+        await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
+        await asyncio.to_thread(self.engine.stop)
+
+
+async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `ready` is called with the port once it is open."""
+    loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop.set)
+    server = Server(bundle, settings)
+    try:
+        ready(await server.start())
+        await told_to_stop.wait()
+    finally:
+        await server.stop()

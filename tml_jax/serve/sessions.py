@@ -1,0 +1,393 @@
+"""A session: a client's sound, frames and text become micro-turns, and what the model writes becomes sound and words.
+
+A session's own work runs in small thread pools, one piece at a time, so that neither the event loop nor the
+engine's thread waits for it, and one session's work or failure never touches another's. What comes in has a
+pool of its own: it must be ready by the next tick, while making sound may take a little longer.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import pathlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tml_jax.serve import events, intake
+from tml_jax.serve.assembler import Assembler
+from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
+from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
+from tml_jax.serve.engine import Engine, TurnResult
+from tml_jax.serve.inbox import Block, Inbox
+from tml_jax.serve.journal import Journal, journal_event
+from tml_jax.serve.pacing import Pacer
+from tml_jax.streams.frames import resize
+from tml_jax.streams.micro_turn import MicroTurnInput
+from tml_jax.streams.speech import Vocoder
+from tml_jax.streams.text import TextDecoder
+
+AUDIBLE = 1e-4  # sound below this is not sent
+WATCH_S = 0.02
+AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
+
+
+class SlowClientError(RuntimeError):
+    """The client does not read what it is sent."""
+
+
+class DrainedError(RuntimeError):
+    """The server is going down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionConfig:
+    """What a session sends and wants."""
+
+    sends_audio: bool = True
+    sends_video: bool = False
+    wants_audio: bool = True
+    instructions: str = ""
+    sound: intake.SoundFormat = intake.SoundFormat()
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionSettings:
+    """How a server treats its sessions.
+
+    Attributes:
+      late_ms: sound that is later than this is replaced by silence.
+      max_queue_ms: input that may wait for the engine; then the client is slowed down.
+      max_unsent_ms: output that may wait for the client; then the session fails.
+      linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
+      tools: of the background model. tool_timeout_s: for each of its tasks.
+    """
+
+    late_ms: int = 400
+    max_queue_ms: int = 2000
+    max_unsent_ms: int = 10_000
+    linger_ms: int = 1000
+    longest_linger_ms: int = 15_000
+    tools: Sequence[Tool] = DEFAULT_TOOLS
+    tool_timeout_s: float = 5.0
+
+
+class Pools:
+    """The threads that sessions share: for what comes in, and for what goes out."""
+
+    def __init__(self, output_workers: int = 2) -> None:
+        """Starts no thread before it is needed."""
+        self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
+
+
+class Session:
+    """One live conversation. Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
+
+    Attributes:
+      id: unique on this server. config: what its client asked for.
+      failed: resolves to the exception for which the session cannot go on.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        config: SessionConfig,
+        engine: Engine,
+        journal: Journal,
+        pools: Pools,
+        settings: SessionSettings,
+    ) -> None:
+        """Takes a slot.
+
+        Raises:
+          ServerFullError: there is none.
+        """
+        self.id, self.config, self._settings = session_id, config, settings
+        self._engine, self._journal, self._pools = engine, journal, pools
+        self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
+        self._control = self._tokenizer.control
+        self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
+        self.failed: asyncio.Future[Exception] = self._loop.create_future()
+        self._inbox = Inbox(self._spec, self._control.tick, engine.notify)
+        self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
+        self._sound = intake.SoundIntake(config.sound, self._spec)
+        self._assembler = Assembler(self._spec, config.sends_audio, self._inbox, self._pacer)
+        self._vocoder, self._decoder = Vocoder(self._spec), TextDecoder(self._tokenizer)
+        self._results: asyncio.Queue[TurnResult | events.Event] = asyncio.Queue()
+        self._said: collections.deque[Said] = collections.deque(maxlen=4096)
+        self._step_ms: list[float] = []
+        self._misses = self._silence_ms = self._quiet = 0
+        self._turn = -1
+        self._closed_at: int | None = None
+        self._over = False
+        self._actor = BackgroundActor(self._answer, self._report, settings.tools, settings.tool_timeout_s)
+        self._slot = engine.admit(self, config.seed)
+        journal.write(
+            "session",
+            0,
+            0,
+            session=session_id,
+            seed=config.seed,
+            micro_turn_s=self._spec.micro_turn_s,
+            started_unix_s=time.time(),
+        )
+        if instructions := config.instructions.strip():
+            self._put_text("instructions", self._control.instructions, instructions)
+        if not config.sends_audio:
+            self._pacer.begin(time.monotonic())
+        self._watcher = asyncio.create_task(self._watch())
+
+    # What the client sends.
+
+    async def push_audio(self, pcm: bytes) -> None:
+        """Sound; waits while the engine is behind. Raises BadInputError for what cannot be taken."""
+        if not self.config.sends_audio:
+            raise intake.BadInputError(
+                "This session was opened without sound: set sends_audio in its config to send some."
+            )
+        async with self._busy:
+            await self._work(self._take_sound, pcm)
+        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms:
+            self._room.clear()
+            await self._room.wait()
+
+    async def push_frame(self, data: bytes, form: intake.FrameFormat, width: int = 0, height: int = 0) -> None:
+        """A picture. Raises BadInputError for what cannot be taken."""
+        if not self.config.sends_video:
+            raise intake.BadInputError(
+                "This session was opened without video: set sends_video in its config to send some."
+            )
+        frame = await self._work(lambda: resize(intake.decode_frame(data, form, width, height), self._spec))
+        async with self._busy:
+            self._assembler.push_frame(frame)
+
+    def push_text(self, text: str) -> None:
+        """Typed text. Raises BadInputError for what cannot be taken."""
+        text = intake.check_text(text)
+        self._put_text("text", self._control.user, text)
+        self._said.append(Said(self._now(), "user_text", text))
+
+    async def close_input(self) -> None:
+        """No more will come: silence follows until the model has nothing more to say."""
+        if self._closed_at is not None:
+            return
+        async with self._busy:
+            if self._pacer.begun and self.config.sends_audio:
+                await self._work(self._assembler.push, self._sound.flush())
+            self._pacer.begin(time.monotonic())
+            self._closed_at = self._inbox.completed
+
+    async def told(self) -> AsyncIterator[events.Event]:
+        """Everything that the client is told, until the session has ended or failed."""
+        yield events.Started(self.id, self._engine.next_tick_s())
+        while not self._finished():
+            for event in await self._next():
+                if self.failed.done():
+                    return
+                self._record(event)
+                yield event
+            self._engine.notify()
+        times = np.asarray(self._step_ms or [0.0])
+        self._journal.write("end", self._now(), self._turn)
+        p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
+        yield events.Ended(len(self._step_ms), self._misses, p50, p99, self._silence_ms)
+
+    async def _next(self) -> list[events.Event]:
+        item = await self._results.get()
+        return await self._work(self._decode, item, pool=self._pools.output) if isinstance(item, TurnResult) else [item]
+
+    def end(self, error: Exception) -> None:
+        """The session cannot go on; only the first reason counts. As `fail`, for the event loop."""
+        if not self.failed.done():
+            self.failed.set_result(error)
+            self._results.put_nowait(events.Ended(0, 0, 0.0, 0.0, 0))  # wakes `told`, which tells nobody
+
+    def close(self) -> None:
+        """Frees the slot, whatever state the session is in."""
+        if self._over:
+            return
+        self._over = True
+        self._engine.release(self._slot, self)
+        self._watcher.cancel()
+        self._actor.close()
+        if self.failed.done():
+            self._journal.write("error", self._now(), max(0, self._turn), text=str(self.failed.result()))
+        self._journal.close()
+
+    # What the engine's thread calls.
+
+    def ready(self, now: float | None) -> bool:
+        """Whether a micro-turn can be stepped."""
+        if self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > self._settings.max_unsent_ms:
+            return False
+        return self._inbox.ready(now)
+
+    def take(self, inputs: MicroTurnInput, row: int) -> Block:
+        """Writes the next micro-turn into the engine's arrays."""
+        return self._inbox.take(inputs, row)
+
+    def deliver(self, result: TurnResult) -> None:
+        """The model's part of that micro-turn."""
+        self._call(self._receive, result)
+
+    def fail(self, error: Exception) -> None:
+        """The session cannot go on."""
+        self._call(self.end, error)
+
+    def _call(self, function: Callable[[Any], None], argument: object) -> None:
+        if not self._over and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, argument)
+
+    # Input side.
+
+    async def _work(  # noqa: ANN202
+        self, function: Callable[..., Any], *arguments: object, pool: concurrent.futures.Executor | None = None
+    ):
+        return await self._loop.run_in_executor(pool or self._pools.intake, function, *arguments)
+
+    def _take_sound(self, pcm: bytes) -> None:
+        samples = self._sound.push(pcm)
+        self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
+        self._assembler.push(samples)
+
+    async def _watch(self) -> None:
+        """Completes micro-turns whose sound does not come."""
+        try:
+            while True:
+                async with self._busy:
+                    while self._starved(time.monotonic()):
+                        await self._work(lambda: self._assembler.pad(expected=self._closed_at is not None))
+                await asyncio.sleep(0.001 if self._engine.unpaced and self._closed_at is not None else WATCH_S)
+        except Exception as error:  # reported, or the session would wait for ever
+            self.end(error)
+
+    def _starved(self, now: float) -> bool:
+        if self._closed_at is not None:
+            return self._inbox.queued < (AHEAD if self._engine.unpaced else 1)
+        if not self.config.sends_audio:
+            return self._inbox.queued < 1
+        return not self._engine.unpaced and self._inbox.queued == 0 and self._pacer.late(now)
+
+    def _put_text(self, kind: str, head: int, text: str) -> None:
+        turn = self._inbox.completed
+        self._journal.write(kind, turn * self._spec.micro_turn_s, turn, text=text)
+        self._inbox.put_text([head, *self._tokenizer.encode(" " + text)])
+
+    # Output side.
+
+    def _receive(self, result: TurnResult) -> None:
+        self._results.put_nowait(result)
+        self._room.set()
+        limit = self._settings.max_unsent_ms
+        if not self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > limit:
+            self.end(
+                SlowClientError(
+                    f"The client is {limit / 1000:g} s behind in reading its replies, so its session was ended."
+                )
+            )
+
+    def _decode(self, result: TurnResult) -> list[events.Event]:
+        """Tokens and mel to words and sound; runs in the pool."""
+        control, turn, block = self._control, result.turn, result.block
+        silent = {control.listen: events.Decision.LISTEN, control.delegate: events.Decision.DELEGATE}
+        decision = silent.get(int(result.tokens[0]), events.Decision.SPEAK)
+        told: list[events.Event] = [
+            events.Turn(turn, decision, result.step_ms, result.missed, block.silence_ms, block.level, block.frames)
+        ]
+        if heard := self._tokenizer.decode([int(t) for t in result.heard]).strip():
+            told.append(events.HeardWords(turn, heard))
+        if text := "".join(self._decoder.push(int(t)) for t in result.tokens).strip():
+            told.append(events.Words(turn, text))
+        if self.config.wants_audio:
+            mel = result.mel.reshape(self._spec.mel_frames, self._spec.mel_bins)
+            sound = self._vocoder.push(mel if result.speaking else None)
+            if np.abs(sound).max() > AUDIBLE:
+                pcm = np.clip(np.round(sound * 32767), -32768, 32767).astype("<i2").tobytes()
+                level = float(np.sqrt(np.mean(sound * sound)))
+                told.append(events.Sound(turn, (turn + 1) * self._spec.micro_turn_s, pcm, level))
+        return told
+
+    def _record(self, event: events.Event) -> None:
+        """One event into the journal, and into what the background model will be told."""
+        journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
+        match event:
+            case events.Turn():
+                self._count(event)
+                if event.decision is events.Decision.DELEGATE:
+                    self._actor.delegate(ContextPackage(self._now(), tuple(self._said)))
+            case events.HeardWords():
+                self._said.append(Said(self._now(), "user", event.text))
+            case events.Words():
+                self._said.append(Said(self._now(), "model", event.text))
+
+    def _count(self, event: events.Turn) -> None:
+        self._turn = event.turn
+        self._step_ms.append(event.step_ms)
+        self._misses += event.missed
+        self._silence_ms += event.silence_ms
+        quiet = (
+            self._closed_at is not None and event.turn >= self._closed_at and event.decision is events.Decision.LISTEN
+        )
+        self._quiet = self._quiet + 1 if quiet else 0
+
+    def _finished(self) -> bool:
+        if self._closed_at is None:
+            return False
+        since_close = (self._turn + 1 - self._closed_at) * self._spec.micro_turn_ms
+        settled = self._quiet * self._spec.micro_turn_ms >= self._settings.linger_ms and not self._actor.pending
+        return settled or since_close >= self._settings.longest_linger_ms
+
+    def _now(self) -> float:
+        return (self._turn + 1) * self._spec.micro_turn_s
+
+    def _report(self, event: TaskEvent) -> None:
+        self._results.put_nowait(events.Background(max(0, self._turn), event.task, event.state, event.text))
+
+    def _answer(self, text: str) -> None:
+        self._quiet = 0
+        self._said.append(Said(self._now(), "background", text))
+        self._inbox.put_text([self._control.background, *self._tokenizer.encode(" " + text)])
+
+
+class Sessions:
+    """All live sessions of a server.
+
+    Attributes:
+      engine: steps them. settings: how they are treated.
+    """
+
+    def __init__(self, engine: Engine, settings: SessionSettings, journal_dir: pathlib.Path | None) -> None:
+        """Makes a server's sessions; journals go to `journal_dir`, one file each, if there is one."""
+        self.engine, self.settings, self._journal_dir = engine, settings, journal_dir
+        self._pools = Pools()
+        self._live: set[Session] = set()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def open(self, config: SessionConfig) -> Session:
+        """A new session.
+
+        Raises:
+          ServerFullError: every slot is taken.
+        """
+        session_id = uuid.uuid4().hex[:12]
+        path = self._journal_dir and self._journal_dir / f"{session_id}.jsonl"
+        session = Session(session_id, config, self.engine, Journal(path), self._pools, self.settings)
+        self._live.add(session)
+        return session
+
+    def close(self, session: Session) -> None:
+        """Ends a session and frees its slot."""
+        self._live.discard(session)
+        session.close()
+
+    def end_all(self, error: Exception) -> None:
+        """Ends every session with this error."""
+        for session in self._live:
+            session.end(error)

@@ -1,0 +1,80 @@
+"""Logical axes to mesh axes, in one declaration.
+
+Weights (`model.primitives.Declare`), session state (`model.state.declare_state`) and batches name their
+logical axes where they are declared; `RULES` says which mesh axes each is cut over. A mesh always has the four
+axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis that doesn't divide by its mesh axes is
+replicated.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
+
+# logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations.
+RULES: Mapping[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "slot": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "expert": ("expert",),
+    "expert_mlp": ("tensor",),
+}
+
+
+def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of (data, fsdp, expert, tensor); the empty shape puts every device on `data`.
+
+    Raises:
+      ValueError: the shape's product isn't the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = tuple(shape) or (len(devices), 1, 1, 1)
+    if len(shape) != len(MESH_AXES) or int(np.prod(shape)) != len(devices):
+        raise ValueError(f"Mesh {shape} must give {len(MESH_AXES)} sizes {MESH_AXES} whose product is the {len(devices)} devices.")
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """The spec of an array whose dimensions have these logical axes."""
+    parts: list[tuple[str, ...] | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        mesh_axes = RULES.get(axis, ()) if axis else ()
+        ways = int(np.prod([mesh.shape[a] for a in mesh_axes]))
+        parts.append(mesh_axes if mesh_axes and ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+    """NamedShardings for a tree of arrays (or ShapeDtypeStructs) and the like tree of their logical axes (tuples)."""
+    leaves, treedef = jax.tree.flatten(abstract)
+    named = treedef.flatten_up_to(axes)
+    return treedef.unflatten(
+        [NamedSharding(mesh, partition_spec(a, x.shape, mesh)) for a, x in zip(named, leaves, strict=True)]
+    )
+
+
+def leading(axis: str, tree: Any) -> Any:  # noqa: ANN401
+    """Logical axes for a tree of arrays that have only their first dimension cut, such as a batch."""
+    return jax.tree.map(lambda x: (axis, *(None,) * (len(x.shape) - 1)), tree)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh in use (`jax.set_mesh`), or None where there is one device or none was set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """Pins an activation's sharding where a mesh is in use; otherwise does nothing."""
+    mesh = current_mesh()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, x.shape, mesh)))

@@ -1,0 +1,150 @@
+"""Video in: frames -> normalised 40x40 patches, two frames deep, as Inkling's image processor makes them.
+
+A still image of Inkling is a patch repeated twice; in video the two layers of a patch are two frames in a row.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+
+import av
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from tml_jax.streams.micro_turn import StreamSpec
+
+# CLIP's statistics of red, green and blue.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+_PADDING = -1.0  # of a pixel that the frame does not have; the others are 0 to 255
+
+
+@functools.cache
+def _affine() -> tuple[np.ndarray, np.ndarray]:
+    return np.float32(_MEAN) * np.float32(255), np.float32(_STD) * np.float32(255)
+
+
+def num_patches(height: int, width: int, spec: StreamSpec) -> int:
+    """Patches of a video frame."""
+    return -(-height // spec.patch_size) * -(-width // spec.patch_size)
+
+
+def patchify(
+    frame: UInt8[np.ndarray, "height width 3"], spec: StreamSpec, inkling_column: bool = False
+) -> Float[np.ndarray, "patches patch_size patch_size 3"]:
+    """Cuts a frame into normalised patches, row by row; those at the edges are filled up.
+
+    Args:
+      frame: RGB, at its own size.
+      spec: gives the size of a patch.
+      inkling_column: Inkling's processor cuts ``width // patch_size + 1`` columns, so that an image whose width is
+        a multiple of the patch has one more column, all padding. True gives these bits; in video it would only
+        cost tokens.
+    """
+    size = spec.patch_size
+    height, width = check_frame(frame).shape[:2]
+    rows, columns = -(-height // size), width // size + 1 if inkling_column else -(-width // size)
+    padded = np.full((rows * size, columns * size, 3), _PADDING, np.float32)
+    padded[:height, :width] = frame
+    mean, std = _affine()
+    padded -= mean
+    padded /= std
+    patches = padded.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    return patches.reshape(-1, size, size, 3)
+
+
+def pair_patches(
+    previous: UInt8[np.ndarray, "height width 3"], frame: UInt8[np.ndarray, "height width 3"], spec: StreamSpec
+) -> Float[np.ndarray, "patches 2 patch_size patch_size 3"]:
+    """Patches of two frames in a row, of the same size."""
+    if previous.shape != frame.shape:
+        raise ValueError(f"The two frames of a patch differ in size: {previous.shape} and {frame.shape}.")
+    return np.stack([patchify(previous, spec), patchify(frame, spec)], axis=1)
+
+
+def check_frame(frame: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """The frame, if it is one.
+
+    Raises:
+      ValueError: it is not uint8 [height, width, 3] with at least one pixel.
+    """
+    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise ValueError(f"A video frame must be uint8 [height, width, 3] (RGB), not {found}.")
+    return frame
+
+
+def resize(frame: UInt8[np.ndarray, "height width 3"], spec: StreamSpec) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """The frame at the size that the model sees; its aspect ratio is not kept."""
+    if check_frame(frame).shape[:2] == (spec.frame_height, spec.frame_width):
+        return frame
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize((spec.frame_width, spec.frame_height), Image.Resampling.LANCZOS))
+
+
+class FrameStream:
+    """Patches of the frames that arrive in a micro-turn.
+
+    Frames are taken in pairs, as many pairs as `spec.max_patches` holds. More frames than that are thinned evenly,
+    from the first to the last; the last one is repeated where its partner is missing.
+    """
+
+    def __init__(self, spec: StreamSpec) -> None:
+        needed = num_patches(spec.frame_height, spec.frame_width, spec)
+        if spec.patch_frames != 2:
+            raise ValueError(f"Patches are two frames deep, not patch_frames={spec.patch_frames}.")
+        if needed > spec.max_patches:
+            raise ValueError(
+                f"A frame of {spec.frame_height}x{spec.frame_width} makes {needed} patches, more than "
+                f"max_patches={spec.max_patches}."
+            )
+        self._spec = spec
+        self.max_frames = spec.max_patches // needed * spec.patch_frames
+
+    def push(
+        self, frames: Sequence[UInt8[np.ndarray, "height width 3"]]
+    ) -> Float[np.ndarray, "patches 2 patch_size patch_size 3"]:
+        """The patches of one micro-turn's frames, at most `spec.max_patches`.
+
+        Args:
+          frames: RGB of any size, in the order in which they were seen; none, one or more.
+
+        Raises:
+          ValueError: one of them is not uint8 [height, width, 3].
+        """
+        chosen = list(frames)
+        if len(chosen) > self.max_frames:
+            chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, self.max_frames).round().astype(int)]
+        chosen = [resize(frame, self._spec) for frame in chosen]
+        if len(chosen) % 2:
+            chosen.append(chosen[-1])
+        size = self._spec.patch_size
+        empty = np.zeros((0, 2, size, size, 3), np.float32)
+        pairs = [pair_patches(*chosen[i : i + 2], self._spec) for i in range(0, len(chosen), 2)]
+        return np.concatenate([empty, *pairs])
+
+
+def read_video(path: str | os.PathLike[str]) -> tuple[UInt8[np.ndarray, "frames height width 3"], float]:
+    """All frames of a video file (or an animation), RGB, and the frames per second, on average.
+
+    Raises:
+      ValueError: the file is missing, is no video, is damaged, or holds no frame.
+    """
+    name = repr(os.fspath(path))
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{name} holds no video.")
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.guessed_rate
+            images = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no video file {name}.") from error
+    except (av.FFmpegError, OSError) as error:
+        raise ValueError(f"{name} cannot be read as a video: {error.strerror or error}.") from error
+    if not images:
+        raise ValueError(f"The video {name} holds no frame.")
+    if not rate:
+        raise ValueError(f"The video {name} does not say how many frames it shows in a second.")
+    return np.stack(images), float(rate)

@@ -1,0 +1,76 @@
+"""What an experiment is: a model, its data and its training, in one typed value; ``configs/*.py`` hold them."""
+
+import dataclasses
+import pathlib
+import runpy
+from typing import Literal
+
+from tml_jax.data.config import DataConfig
+from tml_jax.model.config import InteractionConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Attributes:
+      steps, batch_size (conversations), seed: of the run.
+      learning_rate: of Muon, for matrices; `adam_learning_rate`: of AdamW, for everything else.
+      warmup_steps, cooldown: linear warm-up; the last `cooldown` share of the steps decays linearly to zero.
+      weight_decay: decoupled, on matrices. clip_norm: of the global gradient.
+      balance_rate: how far a step moves an expert's correction bias.
+      flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
+      listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
+      max_speech_share: most output slots of a batch (as a share) that the flow head trains on.
+      ema: decay of the averaged weights that evaluation and export use.
+      mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
+      dtype: of the weights. remat: recompute each scanned unit in the backward pass: less memory, a third more work.
+      eval_every, eval_conversations, checkpoint_every, log_every: in steps, and conversations.
+    """
+
+    steps: int = 6000
+    batch_size: int = 24
+    seed: int = 0
+    learning_rate: float = 4e-3
+    adam_learning_rate: float = 1.5e-3
+    warmup_steps: int = 100
+    cooldown: float = 0.3
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    balance_rate: float = 1e-3
+    flow_weight: float = 0.3
+    heard_weight: float = 0.5
+    listen_weight: float = 1.0
+    max_speech_share: float = 0.34
+    ema: float = 0.999
+    mesh: tuple[int, ...] = ()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = True
+    eval_every: int = 500
+    eval_conversations: int = 48
+    checkpoint_every: int = 250
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A named experiment."""
+
+    name: str
+    model: InteractionConfig
+    data: DataConfig
+    train: TrainConfig
+
+
+def load_experiment(path: str) -> ExperimentConfig:
+    """Reads the `CONFIG` of an experiment file such as ``configs/inkling_tiny.py``.
+
+    Raises:
+      ValueError: no such file, or it holds no `CONFIG`.
+    """
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"There is no config at {path!r}; try configs/inkling_tiny.py.")
+    config = runpy.run_path(path).get("CONFIG")
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"{path!r} defines no CONFIG of type ExperimentConfig.")
+    return config
