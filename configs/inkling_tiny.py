@@ -33,13 +33,13 @@ CONFIG = ExperimentConfig(
             logits_mup_width_multiplier=1.0,
         ),
         vision=VisionConfig(folds=((1, 5, 16), (1, 2, 32), (1, 4, 64), (2, 1, 0))),
-        stream=StreamSpec(
-            audio_tokens=1, max_patches=1, max_text=8, max_output=1, frame_height=40, frame_width=40
-        ),
+        stream=StreamSpec(audio_tokens=1, max_patches=1, max_text=8, max_output=1, frame_height=40, frame_width=40),
         flow=FlowConfig(width=192, depth=2, euler_steps=4, draws=2),
         clock=ClockConfig(features=16),
         state=StateConfig(sinks=8, global_window=304),
     ),
     data=DataConfig(window_turns=160, window_tokens=328),
-    train=TrainConfig(batch_size=8, steps=1300, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16),
+    train=TrainConfig(
+        batch_size=8, steps=1300, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16
+    ),
 )

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     if importlib.util.find_spec("libtpu") is None:
-        sys.exit("launch.aot_compile: the TPU compiler (libtpu) is not installed; pip install -c constraints.txt 'tml_jax[tpu]'.")
+        sys.exit(
+            "launch.aot_compile: libtpu, the TPU compiler, is missing; pip install -c constraints.txt 'tml_jax[tpu]'."
+        )
     try:
         shape = tuple(int(size) for size in MESH.value)
         experiment = load_experiment(CONFIG.value)

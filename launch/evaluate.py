@@ -19,7 +19,9 @@ from tml_jax.model.interaction import InteractionModel
 SUITE = flags.DEFINE_enum("suite", "smoke", ["smoke"], "What to measure.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "The model.")
 BANK = flags.DEFINE_string("bank", "checkpoints/speech_bank", "The speech bank.")
-SPLIT = flags.DEFINE_enum("split", "heldout", ["heldout", "train"], "Whose voices: held-out ones, or those of training.")
+SPLIT = flags.DEFINE_enum(
+    "split", "heldout", ["heldout", "train"], "Whose voices: held-out ones, or those of training."
+)
 ENGINES = flags.DEFINE_list("engines", [], "Only users of these speech engines; empty: all.")
 CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario.")
 SEED = flags.DEFINE_integer("seed", 1000, "Of the simulated users.")
@@ -44,11 +46,17 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         sys.exit(f"launch.evaluate: {error}")
     for name, value in figures.items():
-        bar = BARS.get(name)
-        verdict = "" if bar is None else f"  (bar: {'>=' if bar[0] else '<='} {bar[1]}, {'met' if (value >= bar[1]) == bar[0] or value == bar[1] else 'MISSED'})"
-        print(f"{name:32s} {value:8.3f}{verdict}")
+        print(f"{name:32s} {value:8.3f}{_verdict(name, value)}")
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _verdict(name: str, value: float) -> str:
+    if name not in BARS:
+        return ""
+    at_least, bar = BARS[name]
+    met = value >= bar if at_least else value <= bar
+    return f"  ({'at least' if at_least else 'at most'} {bar}: {'met' if met else 'MISSED'})"
 
 
 def _measure() -> dict[str, float]:

@@ -97,7 +97,9 @@ def test_modules_are_short():
 
 def test_no_machine_and_no_registry_is_named():
     # Written in pieces, so that this file passes its own test.
-    forbidden = re.compile("|".join(["/" + "work/", "/" + "root/", "pypi" + r"\.org", "files\\.python" + "hosted", "index-" + "url"]))
+    forbidden = re.compile(
+        "|".join(["/" + "work/", "/" + "root/", "pypi" + r"\.org", "files\\.python" + "hosted", "index-" + "url"])
+    )
     found = [f"{p.relative_to(ROOT)}: {m.group()}" for p in tracked() if (m := forbidden.search(text(p)))]
     assert not found
 

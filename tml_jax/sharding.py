@@ -38,7 +38,9 @@ def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(shape) or (len(devices), 1, 1, 1)
     if len(shape) != len(MESH_AXES) or int(np.prod(shape)) != len(devices):
-        raise ValueError(f"Mesh {shape} must give {len(MESH_AXES)} sizes {MESH_AXES} whose product is the {len(devices)} devices.")
+        raise ValueError(
+            f"Mesh {shape} must give {len(MESH_AXES)} sizes {MESH_AXES} whose product is the {len(devices)} devices."
+        )
     return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
 
 
@@ -52,16 +54,12 @@ def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh 
     return PartitionSpec(*parts)
 
 
-def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of arrays (or ShapeDtypeStructs) and the like tree of their logical axes (tuples)."""
-    leaves, treedef = jax.tree.flatten(abstract)
-    named = treedef.flatten_up_to(axes)
-    return treedef.unflatten(
-        [NamedSharding(mesh, partition_spec(a, x.shape, mesh)) for a, x in zip(named, leaves, strict=True)]
-    )
+    return jax.tree.map(lambda x, a: NamedSharding(mesh, partition_spec(a, x.shape, mesh)), abstract, axes)
 
 
-def leading(axis: str, tree: Any) -> Any:  # noqa: ANN401
+def leading(axis: str, tree: Any) -> Any:
     """Logical axes for a tree of arrays that have only their first dimension cut, such as a batch."""
     return jax.tree.map(lambda x: (axis, *(None,) * (len(x.shape) - 1)), tree)
 

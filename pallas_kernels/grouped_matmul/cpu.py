@@ -7,6 +7,7 @@ bits depend neither on its place in a tile nor on the tile's size (the tests hol
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ def grouped_matmul(
     return lax.fori_loop(0, rhs.shape[0], expert, jnp.zeros((m, n), lhs.dtype))
 
 
-def _tiles(m: int, start: Array, end: Array, tile: routing.Tile, carry: Array | tuple) -> Array | tuple:
+def _tiles(m: int, start: Array, end: Array, tile: routing.Tile, carry: Any) -> Any:
     """Runs `tile(at, rows, mine, carry)` over the rows from `start` to `end`; `mine` [rows, 1], None: all."""
     large, small = tile_rows(m)
     full = (end - start) // large

@@ -1,4 +1,4 @@
-"""Between tokens and rows sorted by expert: one sort, and gathers in both directions (a scatter would be far slower)."""
+"""Between tokens and rows sorted by expert: one sort, and gathers both ways (a scatter would be far slower)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,14 @@ GroupedMatmul = Callable[[Array, Array, Array], Array]
 Tile = Callable[[Array, int, "Array | None", Any], Any]
 
 
-def sort_by_expert(expert_ids: Int[Array, "t k"], experts: int) -> tuple[Int[Array, " r"], Int[Array, " r"], Int[Array, " e"]]:
+def sort_by_expert(
+    expert_ids: Int[Array, "t k"], experts: int
+) -> tuple[Int[Array, " r"], Int[Array, " r"], Int[Array, " e"]]:
     """Orders the R = T k choices by expert, stably; ids of `experts` or more come last.
 
     Returns:
-      order: int32 [R], which choice each sorted row is. inverse: where each choice went. sizes: [E], rows of each expert.
+      order: int32 [R], which choice each sorted row is. inverse: where each choice went.
+      sizes: int32 [E], rows of each expert.
     """
     flat = jnp.minimum(expert_ids.reshape(-1).astype(jnp.int32), experts)
     rows = jnp.arange(flat.size, dtype=jnp.int32)

@@ -277,7 +277,7 @@ def test_convert_command(exported, tmp_path, capsys):
     flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(**{"from": str(exported), "to": str(tmp_path / "ours")}):
         command.main(["convert"])
-        assert "read 163 tensors" in capsys.readouterr().out
+        assert "read 171 tensors" in capsys.readouterr().out
         with pytest.raises(SystemExit, match=r"ours is not empty"):
             command.main(["convert"])
     config, params = store.load_params(tmp_path / "ours")

@@ -51,8 +51,8 @@ def serving(bundle: ModelBundle) -> Callable[..., contextlib.AbstractAsyncContex
 
 @pytest.fixture
 def run() -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs a coroutine in a fresh event loop, for at most half a minute."""
-    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 30))
+    """Runs a coroutine in a fresh event loop, for at most two minutes."""
+    return lambda coroutine: asyncio.run(asyncio.wait_for(coroutine, 120))
 
 
 def bursts(seconds: float, seed: int, rate: int = 16_000, channels: int = 1) -> media.SoundFile:

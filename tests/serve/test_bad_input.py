@@ -8,6 +8,7 @@ import pytest
 
 from tests.serve.conftest import bursts, talk
 from tml_jax.serve import client, protos, sessions
+from tml_jax.serve.engine import TurnResult
 
 REQUEST = protos.ConverseRequest
 CONFIG = protos.SessionConfig(sends_audio=True, sends_video=True, wants_audio=True)
@@ -42,7 +43,7 @@ CASES = {
     "empty chunk": ([config(), audio(0)], "INVALID_ARGUMENT", "chunk of 0 bytes"),
     "over-long chunk": ([config(), audio(16_001)], "INVALID_ARGUMENT", "An audio chunk of 1000 ms is too long"),
     "not a number": (
-        [config(encoding=2), REQUEST(audio=protos.AudioChunk(pcm=np.float32([np.nan]).tobytes()))],
+        [config(encoding=2), REQUEST(audio=protos.AudioChunk(pcm=np.array([np.nan], np.float32).tobytes()))],
         "INVALID_ARGUMENT",
         "samples that are not finite numbers.",
     ),
@@ -113,7 +114,7 @@ def test_each_mistake_has_its_status_and_sentence_and_its_neighbour_loses_nothin
 def test_a_failure_inside_a_session_is_its_own(serving, run, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = sessions.Session._decode
 
-    def fragile(session: sessions.Session, result: object) -> list:
+    def fragile(session: sessions.Session, result: TurnResult) -> list:
         if session.config.seed == 6 and result.turn == 2:
             raise KeyError("broken")
         return decode(session, result)

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import grpc
+import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -37,29 +38,43 @@ def _services(address: str) -> list[str]:
         return list(database.get_services())
 
 
-def test_draining_refuses_the_new_lets_the_live_finish_and_ends_the_rest(serving, run) -> None:
+def test_draining_refuses_the_new_and_lets_the_live_finish(serving, run) -> None:
     async def scenario() -> tuple:
-        async with serving(slots=3, real_time=True) as server, client.connect(server.address) as channel:
-            short = asyncio.create_task(talk(server.address, client.Script(bursts(0.4, 1), tail_s=0.2), real_time=True))
-            endless = asyncio.create_task(talk(server.address, client.Script(bursts(20.0, 1)), real_time=True))
-            await asyncio.sleep(0.4)
-            drain = asyncio.create_task(server.server.door.drain(2.5))
+        async with serving(slots=2, real_time=True, linger_ms=200) as server, client.connect(server.address) as channel:
+            live = protos.converse_method(channel)()
+            await live.write(protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True)))
+            await live.read()
+            drain = asyncio.create_task(server.server.door.drain(60.0))
             await asyncio.sleep(0.05)
             health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
-            refused = (
-                await asyncio.gather(talk(server.address, client.Script(bursts(0.2, 1))), return_exceptions=True)
-            )[0]
-            finished, ended = await asyncio.gather(short, endless, return_exceptions=True)
+            with pytest.raises(client.SessionError) as refused:
+                await talk(server.address, client.Script(bursts(0.2, 1)))
+            await live.write(protos.ConverseRequest(close=protos.CloseInput()))
+            told = []
+            while (message := await live.read()) is not grpc.aio.EOF:
+                told.append(client.to_event(message))
             await drain
-            return health.status, refused, finished, ended
+            return health.status, refused.value, told
 
-    status, refused, finished, ended = run(scenario())
+    status, refused, told = run(scenario())
     assert status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert (refused.code, str(refused)) == (
-        grpc.StatusCode.UNAVAILABLE,
-        "The server is going down and takes no new session: use another one.",
-    )
-    assert isinstance(finished, client.Recording), finished
+    assert refused.code is grpc.StatusCode.UNAVAILABLE
+    assert str(refused) == "The server is going down and takes no new session: use another one."
+    assert isinstance(told[-1], events.Ended)
+
+
+def test_draining_ends_what_is_live_after_the_grace_period(serving, run) -> None:
+    async def scenario() -> client.SessionError:
+        async with serving(real_time=True) as server:
+            endless = asyncio.create_task(talk(server.address, client.Script(bursts(60.0, 1)), real_time=True))
+            while not server.server.engine.stats().steps:
+                await asyncio.sleep(0.02)
+            await server.server.door.drain(0.3)
+            with pytest.raises(client.SessionError) as ended:
+                await endless
+            return ended.value
+
+    ended = run(scenario())
     assert ended.code is grpc.StatusCode.UNAVAILABLE
     assert str(ended) == "The server is going down and the grace period for this session is over."
 
@@ -86,7 +101,7 @@ def test_in_real_time_a_fast_client_is_slowed_down_to_the_pace_of_time(serving, 
     assert stats.deadline_misses == 0 or stats.step_p99_ms > 200
 
 
-async def _pour(call: object, seconds: float) -> None:
+async def _pour(call: grpc.aio.StreamStreamCall, seconds: float) -> None:
     for _ in range(round(seconds * 50)):
         await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(640))))
 
@@ -108,30 +123,23 @@ def test_a_client_that_reads_nothing_is_ended(bundle, run) -> None:
 
 
 def test_sound_that_stays_away_is_replaced_by_silence_and_time_goes_on(serving, run) -> None:
-    async def scenario() -> list:
+    async def scenario() -> tuple:
         async with serving(real_time=True, late_ms=200) as server, client.connect(server.address) as channel:
             call = protos.converse_method(channel)()
             await call.write(protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True)))
             await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(2 * 4800))))  # one and a half
-            told, start = [], time.monotonic()
-            while (left := start + 2.0 - time.monotonic()) > 0:
-                try:
-                    message = await asyncio.wait_for(
-                        asyncio.shield(reading := asyncio.ensure_future(call.read())), left
-                    )
-                except TimeoutError:
-                    reading.cancel()
-                    break
-                told.append(client.to_event(message))
+            told: list[events.Turn] = []
+            start = time.monotonic()
+            while len(told) < 6:
+                event = client.to_event(await call.read())
+                told += [event] if isinstance(event, events.Turn) else []
             call.cancel()
-            return told
+            return told, time.monotonic() - start
 
-    turns = [event for event in run(scenario()) if isinstance(event, events.Turn)]
-    assert [turn.turn for turn in turns] == list(range(len(turns)))
-    assert [turn.silence_ms for turn in turns[:3]] == [0, 100, 200], (
-        "the half micro-turn is filled up, then all is silence"
-    )
-    assert 6 <= len(turns) <= 11, "200 ms late at first, then one micro-turn every 200 ms"
+    turns, elapsed = run(scenario())
+    assert [turn.turn for turn in turns] == list(range(6))
+    assert [turn.silence_ms for turn in turns] == [0, 100, 200, 200, 200, 200], "the half micro-turn is filled up first"
+    assert elapsed > 1.0, "200 ms late at first, then one micro-turn every 200 ms"
 
 
 def test_typed_text_alone_makes_a_session(serving, run) -> None:

@@ -56,7 +56,7 @@ def test_resampling_does_not_depend_on_the_chunks(rate: int) -> None:
 
 
 def test_channels_are_averaged_and_floats_are_read() -> None:
-    stereo = np.float32([[0.5, -0.1], [0.25, 0.75]])
+    stereo = np.array([[0.5, -0.1], [0.25, 0.75]], np.float32)
     sound = intake.SoundIntake(intake.SoundFormat(16_000, 2, intake.SampleFormat.F32LE), SPEC)
     assert sound.push(stereo.tobytes()) == pytest.approx([0.2, 0.5])
     integers = intake.SoundIntake(intake.SoundFormat(16_000, 2), SPEC)
@@ -147,11 +147,11 @@ def _pcm(value: int) -> bytes:
 def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> None:
     playback = Playback(16_000, real_time=True)
     playback.add(_pcm(1000), 4, 1.0, 1.05)
-    playback.add(_pcm(2000), 5, 1.2, 1.26)  # due at 1.27: in time
-    playback.add(_pcm(3000), 6, 1.4, 1.60)  # due at 1.47: too late
+    playback.add(_pcm(2000), 5, 1.2, 1.28)  # due at 1.29: in time
+    playback.add(_pcm(3000), 6, 1.4, 1.60)  # due at 1.49: too late
     sound = np.round(playback.sound(2.0) * 32767)
     starts = [int(np.argmax(sound == value)) / 16_000 for value in (1000, 2000, 3000)]
-    assert starts == pytest.approx([1.07, 1.27, 1.62])
+    assert starts == pytest.approx([1.09, 1.29, 1.64])
     assert playback.underruns == 1
     assert len(sound) == 32_000
 

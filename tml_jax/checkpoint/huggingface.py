@@ -133,7 +133,7 @@ class Entry:
         x = files[self.name]
         return self.layout.to_ours(x, self.shape) if self.layout else x
 
-    def write(self, weight: Any) -> np.ndarray:  # noqa: ANN401
+    def write(self, weight: Any) -> np.ndarray:
         """The tensor, from the whole weight."""
         x = np.asarray(weight if self.layer is None else weight[self.layer])
         return self.layout.to_published(x) if self.layout else x
@@ -206,7 +206,7 @@ class HuggingFaceCheckpoint:
         self.directory = pathlib.Path(directory)
         self.config = read_config(directory) if config is None else config
         self.files = TensorFiles(directory)
-        table = entries(self.config)
+        table = list(entries(self.config))
         has_heads = any(name.startswith(OURS) for name in self.files)
         fresh = [] if has_heads else [e.path for e in table if e.name.startswith(OURS)]
         table = [e for e in table if e.path not in set(fresh)]
@@ -278,15 +278,16 @@ def place_params(
         if path in params:
             params[path] = jax.device_put(params[path], placement.get(path))
             continue
-
-        def block(index: tuple[slice, ...], path: str = path, dtype: Any = weight.dtype) -> np.ndarray:  # noqa: ANN401
-            return np.array(read(path, index), dtype, order="C")
-
+        block = functools.partial(_block, read, path, weight.dtype)
         if path in placement:
             params[path] = jax.make_array_from_callback(weight.shape, placement[path], block)
         else:
             params[path] = jax.device_put(block((slice(None),) * len(weight.shape)))
     return traverse_util.unflatten_dict(params, sep=".")
+
+
+def _block(read: Any, path: str, dtype: Any, index: Any) -> np.ndarray:
+    return np.array(read(path, index), dtype, order="C")
 
 
 def fresh_params(model: InteractionModel, paths: tuple[str, ...], seed: int) -> dict[str, jax.Array]:

@@ -57,7 +57,7 @@ class TrainCheckpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
-    def save(self, step: int, state: Any, data: Any = None) -> None:  # noqa: ANN401
+    def save(self, step: int, state: Any, data: Any = None) -> None:
         """Saves what follows `step`.
 
         Args:
@@ -75,7 +75,7 @@ class TrainCheckpoints:
         """The newest checkpoint's step, or None where there is none."""
         return self._manager.latest_step()
 
-    def restore(self, abstract: Any, step: int | None = None) -> Restored:  # noqa: ANN401
+    def restore(self, abstract: Any, step: int | None = None) -> Restored:
         """Reads a checkpoint.
 
         Args:
@@ -89,7 +89,9 @@ class TrainCheckpoints:
         if step is None:
             raise ValueError(f"{self.directory} holds no checkpoint.")
         if step not in self._manager.all_steps():
-            raise ValueError(f"{self.directory} holds no checkpoint of step {step}; it has {self._manager.all_steps()}.")
+            raise ValueError(
+                f"{self.directory} holds no checkpoint of step {step}; it has {self._manager.all_steps()}."
+            )
         path = self.directory / str(step)
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -108,7 +110,7 @@ class TrainCheckpoints:
         kept = meta["data"]
         return Restored(step, state, base64.b64decode(kept["bytes"]) if "bytes" in kept else kept["json"])
 
-    def _check(self, path: pathlib.Path, step: int, abstract: Any) -> None:  # noqa: ANN401
+    def _check(self, path: pathlib.Path, step: int, abstract: Any) -> None:
         """Compares the saved tree's shapes with the wanted ones: Orbax would cut or pad an array silently."""
         try:
             saved = self._manager.item_metadata(step)["state"]
@@ -147,7 +149,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _difference(old: Any, new: Any, name: str = "config") -> str:  # noqa: ANN401
+def _difference(old: Any, new: Any, name: str = "config") -> str:
     """The first field in which two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
@@ -162,7 +164,7 @@ def save_model(
     params: Params,
     tokenizer_path: str | os.PathLike[str],
     *,
-    dtype: Any = None,  # noqa: ANN401
+    dtype: Any = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Writes a model that `load_model` reads.
@@ -223,7 +225,10 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, Te
 
 
 def load_params(
-    directory: str | os.PathLike[str], *, dtype: Any = jnp.float32, mesh: Mesh | None = None  # noqa: ANN401
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> tuple[InteractionConfig, Params]:
     """A saved model without its tokenizer; as `load_model`."""
     config, files = open_model(directory)
@@ -233,7 +238,10 @@ def load_params(
 
 
 def load_model(
-    directory: str | os.PathLike[str], *, dtype: Any = jnp.float32, mesh: Mesh | None = None  # noqa: ANN401
+    directory: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> tuple[InteractionConfig, Params, Tokenizer]:
     """A saved model: its sizes, weights and tokenizer.
 

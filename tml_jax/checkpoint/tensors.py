@@ -60,6 +60,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
         self.directory = pathlib.Path(directory)
         self._places: dict[str, tuple[pathlib.Path, TensorSpec, int]] = {}
         index = self.directory / _INDEX
+        files: Mapping[str, set[str] | None]
         if index.is_file():
             files = _read_index(index)
         elif (self.directory / _FILE).is_file():
@@ -92,15 +93,15 @@ class TensorFiles(Mapping[str, np.ndarray]):
         return self._places[name][1]
 
 
-def _read_index(index: pathlib.Path) -> dict[str, set[str]]:
+def _read_index(index: pathlib.Path) -> Mapping[str, set[str]]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
-        files = collections.defaultdict(set)
+        files: dict[str, set[str]] = collections.defaultdict(set)
         for name, file in weight_map.items():
             files[file].add(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is not an index of safetensors files ({type(error).__name__}: {error}).") from error
-    return files
+    return dict(files)
 
 
 def _read_header(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, TensorSpec, int]]:

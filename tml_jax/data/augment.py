@@ -153,12 +153,12 @@ def make_noises(seed: int, babble: np.ndarray) -> dict[str, np.ndarray]:
         "babble": babble,
     }
     assert tuple(noises) == _KINDS
-    return {kind: (noise / np.sqrt(np.mean(np.square(noise)) + 1e-12)).astype(np.float32) for kind, noise in noises.items()}
+    return {
+        kind: (noise / np.sqrt(np.mean(np.square(noise)) + 1e-12)).astype(np.float32) for kind, noise in noises.items()
+    }
 
 
-def draw_noise(
-    rng: np.random.Generator, noises: dict[str, np.ndarray], length: int, level_db: float
-) -> np.ndarray:
+def draw_noise(rng: np.random.Generator, noises: dict[str, np.ndarray], length: int, level_db: float) -> np.ndarray:
     """A stretch of one kind of noise at a level in dBFS, swelling slowly."""
     noise = noises[_KINDS[rng.choice(len(_KINDS), p=(0.25, 0.35, 0.15, 0.25))]]
     start = rng.integers(len(noise))

@@ -91,7 +91,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.window_turns < 1 or self.window_tokens < 1:
-            raise ValueError(f"A window needs micro-turns and tokens, not {self.window_turns} and {self.window_tokens}.")
+            raise ValueError(
+                f"A window needs micro-turns and tokens, not {self.window_turns} and {self.window_tokens}."
+            )
         if not 0.0 <= self.store_share <= 1.0:
             raise ValueError(f"store_share={self.store_share} must lie between 0 and 1.")
         if self.store_share and self.store is None:

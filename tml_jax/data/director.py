@@ -37,7 +37,9 @@ class Director:
       motions: what the camera sees, where it runs.
     """
 
-    def __init__(self, rng: np.random.Generator, config: DataConfig, spec: StreamSpec, cast: Cast, speaker: Speaker) -> None:
+    def __init__(
+        self, rng: np.random.Generator, config: DataConfig, spec: StreamSpec, cast: Cast, speaker: Speaker
+    ) -> None:
         self.rng, self.config, self.spec, self.cast, self.speaker = rng, config, spec, cast, speaker
         self.voice = augment.draw_voice(rng, config.acoustics, cast.rooms)
         self.events: list[Event] = []
@@ -46,7 +48,7 @@ class Director:
         self.now = float(rng.uniform(0.3, 1.5))
         self.limit = float(rng.uniform(*config.behaviour.duration))
 
-    def expect(self, kind: str, **what: Any) -> None:  # noqa: ANN401
+    def expect(self, kind: str, **what: Any) -> None:
         """Writes down what a good model does, for evaluation; times in seconds."""
         self.expectations.append({"kind": kind} | what)
 

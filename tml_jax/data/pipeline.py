@@ -81,9 +81,9 @@ class BatchSource:
         shape = (self.batch_size, self.config.window_turns)
         inputs, outputs = empty_input(self.spec, shape), empty_output(self.spec, shape)
         for row in range(self.batch_size):
-            one = jax.tree.map(lambda x, row=row: x[row], (inputs, outputs))
-            self._fill(*one, index * self.batch_size + row)
-            cut_to_budget(self.spec, *one, self.config.window_tokens)
+            one, written = jax.tree.map(lambda x, row=row: x[row], (inputs, outputs))
+            self._fill(one, written, index * self.batch_size + row)
+            cut_to_budget(self.spec, one, written, self.config.window_tokens)
         return inputs, outputs
 
     def _fill(self, inputs: MicroTurnInput, outputs: MicroTurnOutput, index: int) -> None:

@@ -31,20 +31,20 @@ def _counting(clip: Clip) -> list[str]:
 
 
 def command(director: Director) -> None:
-    """"repeat five two please", "count to seven": the model does it at once."""
+    """ "repeat five two please", "count to seven": the model does it at once."""
     clip = _pick(director, "repeat", "repeat", "count_to", "count_down")
     words = _counting(clip) if clip.text.startswith("count") else clip.text.split()[1:-1]
     director.now = director.answer(" ".join(words), _ask(director, clip))
 
 
 def greeting(director: Director) -> None:
-    """"how are you": "fine thanks"."""
+    """ "how are you": "fine thanks"."""
     clip = _pick(director, "greeting")
     director.now = director.answer(reply_to_greeting(clip.text), director.user(clip, director.now))
 
 
 def timer(director: Director) -> None:
-    """"tell me when five seconds have passed": "okay", and then "now", counted from the end of the request."""
+    """ "tell me when five seconds have passed": "okay", and then "now", counted from the end of the request."""
     clip = _pick(director, "timer")
     end = _ask(director, clip)
     director.answer("okay", end)
@@ -60,7 +60,7 @@ def timer(director: Director) -> None:
 
 
 def beeper(director: Director) -> None:
-    """"say beep every three seconds": "okay", and "beep" each time, until "stop"."""
+    """ "say beep every three seconds": "okay", and "beep" each time, until "stop"."""
     clip = _pick(director, "beeper")
     end = _ask(director, clip)
     director.answer("okay", end)
@@ -70,6 +70,7 @@ def beeper(director: Director) -> None:
     for i in range(1, beeps + 1):
         last = end + i * every
         if last > director.limit:
+            director.now = last  # it beeps on: nothing else fits
             return
         director.expect("timer", at=last, words=["beep"])
         director.now = director.say("beep", director.heard_at(last, 0.0))
@@ -101,7 +102,7 @@ def barge_in(director: Director) -> None:
 
 
 def count(director: Director) -> None:
-    """"count the repetitions": "okay", and the running count at the end of each repetition seen."""
+    """ "count the repetitions": "okay", and the running count at the end of each repetition seen."""
     behaviour = director.config.behaviour
     end = _ask(director, _pick(director, "repetitions"))
     ready = director.answer("okay", end)
@@ -134,14 +135,16 @@ def _question(director: Director, clip: Clip) -> str:
     words = clip.text.split()
     if words[:2] == ["what", "time"]:
         hour, minute = int(director.rng.integers(1, 13)), int(director.rng.integers(0, 60))
-        tail = "o clock" if minute == 0 else numbers.to_words(minute) if minute > 9 else f"zero {numbers.to_words(minute)}"
+        tail = (
+            "o clock" if minute == 0 else numbers.to_words(minute) if minute > 9 else f"zero {numbers.to_words(minute)}"
+        )
         return f"it is {numbers.to_words(hour)} {tail}"
     left, right = numbers.from_word(words[2]), numbers.from_word(words[4])
     return numbers.to_words({"times": left * right, "plus": left + right, "minus": left - right}[words[3]])
 
 
 def delegate(director: Director) -> None:
-    """"what is twelve times seven": handed to the background model; its result is spoken when it comes."""
+    """ "what is twelve times seven": handed to the background model; its result is spoken when it comes."""
     clip = _pick(director, "delegate")
     director.now = director.delegate(clip.text, _ask(director, clip), _question(director, clip))
 

@@ -113,7 +113,9 @@ def _arms(rng: np.random.Generator, colour: np.ndarray) -> Callable[[np.ndarray]
         dy, dx = arm * np.cos(angle), arm * np.sin(angle)
         body = np.maximum(_stroke(shoulder, x, hip, x, width * 1.5), _disc(top + head, x, head))
         legs = np.maximum(_stroke(hip, x, foot, x - 4, width), _stroke(hip, x, foot, x + 4, width))
-        arms = np.maximum(_stroke(shoulder, x, shoulder + dy, x - dx, width), _stroke(shoulder, x, shoulder + dy, x + dx, width))
+        arms = np.maximum(
+            _stroke(shoulder, x, shoulder + dy, x - dx, width), _stroke(shoulder, x, shoulder + dy, x + dx, width)
+        )
         return [(np.maximum(body, legs)[None], colour), (arms, skin)]
 
     return draw
@@ -136,14 +138,18 @@ def _bar(rng: np.random.Generator, colour: np.ndarray) -> Callable[[np.ndarray],
 def _mouth(rng: np.random.Generator, colour: np.ndarray) -> Callable[[np.ndarray], list[_Layer]]:
     radius = rng.uniform(12, 18)
     y, x = rng.uniform(radius, SIZE - 1 - radius, 2)
-    dark = rng.uniform(0, 50, 3).astype(np.float32) if colour.mean() > 127 else rng.uniform(190, 255, 3).astype(np.float32)
+    dark = (
+        rng.uniform(0, 50, 3).astype(np.float32) if colour.mean() > 127 else rng.uniform(190, 255, 3).astype(np.float32)
+    )
     wide, opening = radius * rng.uniform(0.3, 0.5), radius * rng.uniform(0.35, 0.5)
 
     def draw(phase: np.ndarray) -> list[_Layer]:
         half = 0.8 + opening * _swing(phase)
         reach = np.sqrt(((_Y - y - radius * 0.4) / half) ** 2 + ((_X - x) / wide) ** 2)
         mouth = np.clip((1 - reach) * np.minimum(half, wide) + 0.5, 0, 1)
-        eyes = np.maximum(_disc(y - radius * 0.3, x - radius * 0.4, 1.6), _disc(y - radius * 0.3, x + radius * 0.4, 1.6))
+        eyes = np.maximum(
+            _disc(y - radius * 0.3, x - radius * 0.4, 1.6), _disc(y - radius * 0.3, x + radius * 0.4, 1.6)
+        )
         return [(_disc(y, x, radius)[None], colour), (eyes[None], dark), (mouth, dark)]
 
     return draw

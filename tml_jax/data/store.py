@@ -32,7 +32,9 @@ class ConversationStore:
 
     def __init__(self, path: pathlib.Path, spec: StreamSpec, index: dict[str, Any], *, create: bool) -> None:
         self.path, self.spec, self._index = path, spec, index
-        self._arrays = {name: self._open(name, field, value, create) for name, (_, field, value) in _parts(spec).items()}
+        self._arrays = {
+            name: self._open(name, field, value, create) for name, (_, field, value) in _parts(spec).items()
+        }
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], spec: StreamSpec) -> "ConversationStore":
@@ -67,7 +69,7 @@ class ConversationStore:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"The conversation store at {path} cannot be read ({error}).") from error
 
-    def _open(self, name: str, field: str, value: np.ndarray, create: bool) -> Any:  # noqa: ANN401
+    def _open(self, name: str, field: str, value: np.ndarray, create: bool) -> Any:
         dtype = _DISK_DTYPES.get(field, str(value.dtype))
         chunk = [_CHUNK_TURNS, *value.shape[1:]]
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str((self.path / name).absolute())}}
@@ -123,7 +125,9 @@ class ConversationStore:
         new.write_text(json.dumps(self._index))
         new.replace(self.path / INDEX)
 
-    def read(self, conversation: int, start_turn: int = 0, num_turns: int | None = None) -> tuple[MicroTurnInput, MicroTurnOutput]:
+    def read(
+        self, conversation: int, start_turn: int = 0, num_turns: int | None = None
+    ) -> tuple[MicroTurnInput, MicroTurnOutput]:
         """A window of a conversation, [num_turns, ...].
 
         Raises:

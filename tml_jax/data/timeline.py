@@ -83,7 +83,9 @@ class AssistantSpeech:
     def cut(self, time_s: float, sample_rate: int) -> "AssistantSpeech":
         """The same speech, silenced at `time_s`: later sound and words that begin later are never said."""
         length = max(0.0, time_s - self.start_s)
-        words = tuple(SpokenWord(w.text, w.start_s, min(w.end_s, length)) for w in self.words if w.start_s < length - _EPS)
+        words = tuple(
+            SpokenWord(w.text, w.start_s, min(w.end_s, length)) for w in self.words if w.start_s < length - _EPS
+        )
         return AssistantSpeech(self.start_s, words, self.audio[: round(length * sample_rate)])
 
 
@@ -283,7 +285,10 @@ def _write_speech(
     first, offset = divmod(start, spec.samples)
     last = min(num_turns, math.ceil((start + len(event.audio)) / spec.samples))
     if first < 0:
-        raise ValueError(f"The assistant speaks at {event.start_s:.2f} s; the first sound it can make is heard at {spec.micro_turn_s} s.")
+        raise ValueError(
+            f"The assistant speaks at {event.start_s:.2f} s, but the first sound that it can make is heard at "
+            f"{spec.micro_turn_s} s."
+        )
     if last <= first:
         return
     assert not outputs.speaking[first:last].any(), "two utterances of the assistant overlap"
@@ -329,5 +334,3 @@ def _write_heard(
 def reaction_turn(end_s: float, reaction_s: float, spec: StreamSpec) -> int:
     """The first micro-turn whose input holds at least `reaction_s` of what comes after `end_s`."""
     return math.ceil((end_s + reaction_s) / spec.micro_turn_s - _EPS) - 1
-
-

@@ -53,6 +53,10 @@ class Speaker:
         """Its clips of a family, in the bank's order."""
         return self._families.get(name, [])
 
+    def families(self) -> list[str]:
+        """The families that it has clips of."""
+        return list(self._families)
+
     def can(self, needs: tuple[tuple[str, ...], ...]) -> bool:
         """Whether it has a clip of one family of each group."""
         return all(any(self.family(name) for name in group) for group in needs)
@@ -77,7 +81,9 @@ class Cast:
         self.speakers = [Speaker(name, clips) for name, clips in sorted(users.items())]
         self._takes = dict(takes)
         if not self.speakers or not self._takes:
-            raise ValueError(f"The speech bank {bank.path} has no {'assistant' if self.speakers else split + ' voice'}.")
+            raise ValueError(
+                f"The speech bank {bank.path} has no {'assistant' if self.speakers else split + ' voice'}."
+            )
         engines = {voice: clips[0].engine for voice, clips in users.items()}
         of_engine = collections.Counter(engines.values())
         shares = np.array([config.engine_share(engines[s.name]) / of_engine[engines[s.name]] for s in self.speakers])

@@ -75,15 +75,21 @@ def make_mesh(topology: str, shape: Sequence[int]) -> Mesh:
         slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"The TPU compiler knows no slice {topology!r}, such as v5p:2x4x4 or v6e:4x4 ({reason}).") from error
+        raise ValueError(
+            f"The TPU compiler knows no slice {topology!r}, such as v5p:2x4x4 or v6e:4x4 ({reason})."
+        ) from error
     devices = len(slice_.devices)
     shape = tuple(shape) or _default_shape(topology, devices)
     if len(shape) != len(sharding.MESH_AXES) or math.prod(shape) != devices:
-        raise ValueError(f"Mesh {shape} must give four sizes {sharding.MESH_AXES} whose product is the {devices} devices.")
+        raise ValueError(
+            f"Mesh {shape} must give four sizes {sharding.MESH_AXES} whose product is the {devices} devices."
+        )
     try:
         return topologies.make_mesh(slice_, shape, sharding.MESH_AXES)
     except (NotImplementedError, ValueError) as error:
-        raise ValueError(f"Mesh {shape} doesn't lie on {topology}: each size must be a product of physical axes.") from error
+        raise ValueError(
+            f"Mesh {shape} doesn't lie on {topology}: each size must be a product of physical axes."
+        ) from error
 
 
 def _default_shape(topology: str, devices: int) -> tuple[int, ...]:
@@ -113,7 +119,11 @@ def compile_program(
     mesh = make_mesh(topology, mesh_shape)
     start = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = _micro_turn(experiment, mesh, sessions) if program == "micro_turn" else _train_step(experiment, mesh, sessions)
+        lowered = (
+            _micro_turn(experiment, mesh, sessions)
+            if program == "micro_turn"
+            else _train_step(experiment, mesh, sessions)
+        )
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -141,7 +151,7 @@ def compile_program(
     return report, compiled
 
 
-def _abstract(tree: Any, axes: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+def _abstract(tree: Any, axes: Any, mesh: Mesh) -> Any:
     """Shapes and dtypes of a tree of arrays, placed by their logical axes."""
     placed = sharding.shardings(axes, tree, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
@@ -164,7 +174,9 @@ def _micro_turn(experiment: ExperimentConfig, mesh: Mesh, sessions: int) -> jax.
 
 
 def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.stages.Lowered:
-    trainer = Trainer(dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")), mesh)
+    trainer = Trainer(
+        dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")), mesh
+    )
     spec, turns = experiment.model.stream, experiment.data.window_turns
     batch = jax.eval_shape(
         lambda: jax.tree.map(jnp.asarray, (empty_input(spec, (windows, turns)), empty_output(spec, (windows, turns))))
@@ -183,7 +195,10 @@ def render(report: Report) -> str:
         "memory of a device, GiB: " + ", ".join(f"{name} {value:.2f}" for name, value in gib.items()),
     ]
     if report.flops:
-        lines.append(f"the compiler counts {report.flops / 1e12:.3f} TFLOP a device, a loop's body once and no custom call: no measure of work")
+        lines.append(
+            f"the compiler counts {report.flops / 1e12:.3f} TFLOP a device; that is no measure of work: "
+            "it takes a loop's body once and no custom kernel"
+        )
     lines.append("collectives of a call, on a device:")
     lines.append(f"  {'kind':20} {'runs':>6} {'MB':>12}  groups")
     lines += [f"  {c.kind:20} {c.count:6} {c.bytes / 1e6:12.2f}  {c.groups[:60]}" for c in report.hlo.collectives]

@@ -12,7 +12,7 @@ from tml_jax.model.state import declare_state, is_leaf
 from tml_jax.train.config import ExperimentConfig
 
 
-def count(tree: Any) -> int:  # noqa: ANN401
+def count(tree: Any) -> int:
     """Numbers in a tree of arrays or ShapeDtypeStructs."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
@@ -50,6 +50,7 @@ def describe(experiment: ExperimentConfig) -> str:
         f"active per token:         {active / 1e9:.2f} B",
         *(f"  {name + ':':22s}  {count(tree) / 1e6:.3f} M" for name, tree in model.abstract.items()),
         f"session state:            {state_bytes / 2**20:.2f} MiB",
-        f"trunk tokens a silent micro-turn: {stream.audio_tokens + 1}, speaking: {stream.audio_tokens + stream.max_output}",
+        f"trunk tokens, silent turn:  {stream.audio_tokens + 1}",
+        f"trunk tokens, spoken turn:  {stream.audio_tokens + stream.max_output}",
     ]
     return "\n".join(lines)

@@ -8,11 +8,27 @@ constant turns a number of times that only the data knows; its body is counted o
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "ragged-all-to-all", "reduce-scatter")
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
+_BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "s16": 16,
+    "u16": 16,
+    "bf16": 16,
+    "f16": 16,
+    "s32": 32,
+    "u32": 32,
+    "f32": 32,
+}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(")
@@ -44,7 +60,7 @@ class Collective:
     """One kind of collective over one shape of device groups.
 
     Attributes:
-      kind: such as "all-reduce". groups: how devices are grouped, as HLO prints it.
+      kind: such as "all-reduce". groups: how devices are grouped: how many groups of how many, and the first.
       count: runs in one call of the program. bytes: of its results on a device, over all runs.
     """
 
@@ -147,8 +163,35 @@ def _collective(operation: Operation) -> str | None:
 
 
 def _groups(line: str) -> str:
-    found = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|mesh\[.*?\}|\[[^ ]*?\](?:T\([\d,]*\))?(?=,|$))", line)
-    return found[1] if found else ""
+    """How devices are grouped: "8 x 4: 0,1,2,3" is eight groups of four, of which this is the first."""
+    if found := re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line):
+        groups = [group.split(",") for group in found[1].strip("{}").split("},{")]
+        return f"{len(groups)} x {len(groups[0])}: {','.join(groups[0])}"
+    if found := re.search(rf"replica_groups=(\[[\d,]+\])<={_ORDER}", line):
+        order = _device_order(found[2], found[3]).reshape(_sizes(found[1]))
+        return f"{order.shape[0]} x {order.shape[1]}: {','.join(map(str, order[0]))}"
+    if found := re.search(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_ORDER}\))? \{{(.*?)\}}", line):
+        names, sizes = zip(*re.findall(r"('\w+')=(\d+)", found[1]), strict=True)
+        shape = [int(size) for size in sizes]
+        order = _device_order(found[2], found[3]) if found[2] else np.arange(math.prod(shape))
+        used = tuple(slice(None) if name in found[4].split(",") else 0 for name in names)
+        first = order.reshape(shape)[used].reshape(-1)
+        return f"{order.size // first.size} x {first.size}: {','.join(map(str, first))}"
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
+    return f"{pairs[1].count('{')} pairs" if pairs else ""
+
+
+# Device ids in order: [2,4]T(1,0) counts along two axes and transposes them.
+_ORDER = r"(\[[\d,]+\])(?:T\(([\d,]+)\))?"
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.strip("[]").split(",")]
+
+
+def _device_order(sizes: str, axes: str | None) -> np.ndarray:
+    order = np.arange(math.prod(_sizes(sizes))).reshape(_sizes(sizes))
+    return (order.transpose(_sizes(axes)) if axes else order).reshape(-1)
 
 
 def _result_bytes(operation: Operation) -> int:

@@ -75,7 +75,7 @@ def _count(expected: dict[str, Any], done: Behaviour, next_s: float) -> Verdict 
 
 def _delegate(expected: dict[str, Any], done: Behaviour, next_s: float) -> Verdict | None:
     del next_s
-    late = [time - expected["after"] for time in done.delegations if -0.2 <= time - expected["after"]]
+    late = [time - expected["after"] for time in done.delegations if time - expected["after"] >= -0.2]
     return Verdict("delegate", bool(late) and late[0] <= IN_TIME_S, late[0] if late else None)
 
 
@@ -103,7 +103,11 @@ _JUDGES: dict[str, Callable[[dict[str, Any], Behaviour, float], Verdict | None]]
 
 def _time(expected: dict[str, Any]) -> float:
     """When it becomes possible to meet an expectation."""
-    return expected["times"][0] if "times" in expected else next(expected[k] for k in ("after", "at", "from") if k in expected)
+    return (
+        expected["times"][0]
+        if "times" in expected
+        else next(expected[k] for k in ("after", "at", "from") if k in expected)
+    )
 
 
 def judge(expectations: Iterable[dict[str, Any]], done: Behaviour, until_s: float) -> list[Verdict]:

@@ -52,7 +52,7 @@ class Rollout:
                     found += self._events(turn, jax.tree.map(lambda x, s=slot: x[s], host))
         return events
 
-    def _events(self, turn: int, out: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    def _events(self, turn: int, out: Any) -> list[dict[str, Any]]:
         """What one micro-turn wrote; its sound is heard in the next one."""
         spec, control = self.spec, self.tokenizer.control
         at = (turn + 1) * spec.micro_turn_s

@@ -43,7 +43,11 @@ class Attention(nnx.Module):
         self.profiles = make.table((config.d_rel, extent), (None, None), config.initializer_range)
 
     def _project(
-        self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], state: LayerState | None, count: Int[Array, " b"] | None
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        state: LayerState | None,
+        count: Int[Array, " b"] | None,
     ) -> tuple[tuple[Array, Array, Array, Array], tuple[Array | None, Array | None]]:
         """q [B,T,H,K] (scaled), k, v [B,T,G,K], relative states [B,T,H,R] (scaled); the convolutions' new states."""
         b, t = x.shape[:2]
@@ -135,7 +139,12 @@ class Attention(nnx.Module):
         return lines[:, ::-1, :s]
 
     def attend_cache(
-        self, x: Float[Array, "b t d"], state: LayerState, start: Int[Array, " b"], count: Int[Array, " b"], shape: CacheShape
+        self,
+        x: Float[Array, "b t d"],
+        state: LayerState,
+        start: Int[Array, " b"],
+        count: Int[Array, " b"],
+        shape: CacheShape,
     ) -> tuple[Float[Array, "b t d"], LayerState]:
         """A block of new tokens: writes the `count` [B] real ones at positions `start` [B] and on, then attends.
 

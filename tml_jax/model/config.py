@@ -52,14 +52,17 @@ class TextConfig:
     def __post_init__(self) -> None:
         if len(self.layer_types) != len(self.mlp_layer_types):
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} layers and mlp_layer_types {len(self.mlp_layer_types)}; they must agree."
+                f"layer_types has {len(self.layer_types)} layers and mlp_layer_types {len(self.mlp_layer_types)}; "
+                "they must agree."
             )
         for heads, kv_heads in (
             (self.num_attention_heads, self.num_key_value_heads),
             (self.swa_num_attention_heads, self.swa_num_key_value_heads),
         ):
             if heads % kv_heads:
-                raise ValueError(f"{heads} query heads cannot share {kv_heads} key/value heads: the second must divide the first.")
+                raise ValueError(
+                    f"{heads} query heads cannot share {kv_heads} key/value heads: the second must divide the first."
+                )
 
     @property
     def num_hidden_layers(self) -> int:
@@ -69,9 +72,10 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The patch-folding MLP (hMLP). Each fold is (frames, pixels on a side, output width); the last width is `hidden_size`.
+    """The patch-folding MLP (hMLP).
 
-    The published one folds 5x5, 2x2, 4x4 and 2 frames: 75 -> 128, 512 -> 320, 5120 -> 4800, 9600 -> hidden_size.
+    Each fold is (frames, pixels on a side, output width); the last width is `hidden_size`. The published one folds
+    5x5, 2x2, 4x4 and 2 frames: 75 -> 128, 512 -> 320, 5120 -> 4800, 9600 -> hidden_size.
     """
 
     folds: tuple[tuple[int, int, int], ...] = ((1, 5, 128), (1, 2, 320), (1, 4, 4800), (2, 1, 0))
@@ -138,7 +142,7 @@ class InteractionConfig:
         return cls(**{name: _build(parts[name], name, value) for name, value in data.items()})
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], **ours: Any) -> "InteractionConfig":  # noqa: ANN401
+    def from_hf(cls, hf: Mapping[str, Any], **ours: Any) -> "InteractionConfig":
         """Reads the backbone's sizes from a Hugging Face Inkling ``config.json``.
 
         Args:
@@ -148,14 +152,14 @@ class InteractionConfig:
         return cls(text=text_config_from_hf(hf), **ours)
 
 
-def _build(part: Any, name: str, value: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _build(part: Any, name: str, value: Mapping[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(part)}
     if unknown := sorted(set(value) - known):
         raise ValueError(f"The model config's part {name!r} has unknown fields {unknown}.")
     return part(**{k: _tuples(v) for k, v in value.items()})
 
 
-def _tuples(value: Any) -> Any:  # noqa: ANN401
+def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 

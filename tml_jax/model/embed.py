@@ -1,4 +1,4 @@
-"""Signals to trunk tokens, without encoders: text rows, bags of dMel embeddings, folded patches, fed-back speech, the clock."""
+"""Signals to trunk tokens, without encoders: text rows, bags of dMel embeddings, folded patches, the clock."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,11 @@ class VisionEmbed(nnx.Module):
         last = len(config.folds) - 1
         for i, (frames, side, width) in enumerate(config.folds):
             out = hidden_size if i == last else width
-            setattr(self, f"fold_{i}", Linear(make, (channels * frames * side * side, out), (None, "embed" if i == last else None)))
+            setattr(
+                self,
+                f"fold_{i}",
+                Linear(make, (channels * frames * side * side, out), (None, "embed" if i == last else None)),
+            )
             if i < last:
                 setattr(self, f"norm_{i}", RMSNorm(make, out))
             channels = out
@@ -69,7 +73,7 @@ class VisionEmbed(nnx.Module):
     def __call__(self, patches: Float[Array, "*b t h w c"]) -> Float[Array, "*b d"]:
         """Normalised pixels [..., frames, side, side, 3] -> [..., D]."""
         *lead, t, h, w, c = patches.shape
-        x = patches.reshape(-1, t, h, w, c).astype(self.fold_0.w.dtype)
+        x = patches.reshape(-1, t, h, w, c).astype(self.norm.w.dtype)
         for i, (frames, side, _) in enumerate(self.folds):
             n, t, h, w, c = x.shape
             x = x.reshape(n, t // frames, frames, h // side, side, w // side, side, c)

@@ -48,7 +48,9 @@ class FlowHead(nnx.Module):
         """What the patch is drawn from: the hidden state, the embedding of the token just chosen, the patch before."""
         return self.cond_hidden(hidden) + self.cond_token(token) + self.cond_previous(previous.astype(hidden.dtype))
 
-    def clean(self, x: Float[Array, "*b p"], t: Float[Array, "*b"], condition: Float[Array, "*b w"]) -> Float[Array, "*b p"]:
+    def clean(
+        self, x: Float[Array, "*b p"], t: Float[Array, "*b"], condition: Float[Array, "*b w"]
+    ) -> Float[Array, "*b p"]:
         """The clean patch, given a noisy one at time t in [0, 1]."""
         angle = 1000.0 * t[..., None] * jnp.exp(-jnp.linspace(0.0, 9.2, TIME_FEATURES))
         features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1).astype(condition.dtype)

@@ -58,7 +58,7 @@ class InteractionModel:
       matrices: for each weight that is a linear map its (input axes, output axes), else None.
     """
 
-    def __init__(self, config: InteractionConfig, dtype: Any = jnp.float32) -> None:  # noqa: ANN401
+    def __init__(self, config: InteractionConfig, dtype: Any = jnp.float32) -> None:
         self.config, self.dtype = config, dtype
         self.control = ControlTokens(config.text.unpadded_vocab_size or config.text.vocab_size)
         net = nnx.eval_shape(lambda: self._declare(0))

@@ -101,7 +101,9 @@ def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) 
     up_spec = sharding.partition_spec(("expert", "embed", None, "expert_mlp"), gate_up.shape, mesh)
     down_spec = sharding.partition_spec(("expert", "expert_mlp", "embed"), down.shape, mesh)
     body = functools.partial(_experts_of_this_device, up_spec=up_spec, mesh=mesh)
-    run = jax.shard_map(body, mesh=mesh, in_specs=(rows, rows, rows, up_spec, down_spec), out_specs=rows, check_vma=False)
+    run = jax.shard_map(
+        body, mesh=mesh, in_specs=(rows, rows, rows, up_spec, down_spec), out_specs=rows, check_vma=False
+    )
     return run(x, ids, weights, gate_up, down)
 
 
@@ -117,7 +119,9 @@ def _experts_of_this_device(
         mine = (ids >= 0) & (ids < own)
         ids, weights = jnp.where(mine, ids, own), jnp.where(mine, weights, 0)
     y = _local_experts(x, ids, weights, gate_up, down)
-    partial = tuple(axis for axis, used in (("expert", up_spec[0]), ("tensor", up_spec[3])) if used and mesh.shape[axis] > 1)
+    partial = tuple(
+        axis for axis, used in (("expert", up_spec[0]), ("tensor", up_spec[3])) if used and mesh.shape[axis] > 1
+    )
     return jax.lax.psum(y, partial) if partial else y
 
 

@@ -37,7 +37,7 @@ class InteractionNet(nnx.Module):
         self.flow = FlowHead(make, config.flow, self.patch, d)
 
     def embed_inputs(self, inputs: MicroTurnInput) -> tuple[Float[Array, "*b s d"], Bool[Array, "*b s"]]:
-        """Input blocks [...] -> all their slots [..., S, D], and which are real. The first real one carries the clock."""
+        """Input blocks [...] -> all slots [..., S, D], and which are real. The first real one carries the clock."""
         audio = self.audio(inputs.audio)
         patches = self.vision(inputs.patches)
         text = self.text(inputs.text)
@@ -89,6 +89,7 @@ class Packing:
     def of(cls, real: Bool[Array, "b s"], length: int) -> "Packing":
         """Packs the real ones of S slots into `length` token positions; no row may have more real slots than that."""
         order = jnp.argsort(~real, axis=1, stable=True)[:, :length]
+        order = jnp.pad(order, ((0, 0), (0, max(0, length - real.shape[1]))))  # more room than slots
         where = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
         return cls(order, jnp.sum(real, axis=1, dtype=jnp.int32), where, real & (where < length))
 

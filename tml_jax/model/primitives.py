@@ -29,12 +29,17 @@ class Declare:
         """The same, for `repeats` stacked layers."""
         return dataclasses.replace(self, repeats=repeats)
 
-    def table(self, shape: tuple[int, ...], axes: Axes, std: float, *, dtype: Any = None) -> nnx.Param:  # noqa: ANN401
+    def table(self, shape: tuple[int, ...], axes: Axes, std: float, *, dtype: Any = None) -> nnx.Param:
         """A weight that is looked up, or used element by element: normal, of standard deviation `std`."""
         return self._param(self._normal(std), shape, axes, dtype)
 
     def matrix(
-        self, shape: tuple[int, ...], axes: Axes, inputs: tuple[int, ...] = (0,), batch: tuple[int, ...] = (), gain: float = 1.0
+        self,
+        shape: tuple[int, ...],
+        axes: Axes,
+        inputs: tuple[int, ...] = (0,),
+        batch: tuple[int, ...] = (),
+        gain: float = 1.0,
     ) -> nnx.Param:
         """A linear map from its `inputs` axes to the rest, one for each index of its `batch` axes.
 
@@ -46,14 +51,14 @@ class Declare:
         roles = (tuple(i + shift for i in inputs), tuple(i + shift for i in outputs))
         return self._param(self._normal(std), shape, axes, None, roles)
 
-    def full(self, shape: tuple[int, ...], axes: Axes, value: float, *, dtype: Any = None) -> nnx.Param:  # noqa: ANN401
+    def full(self, shape: tuple[int, ...], axes: Axes, value: float, *, dtype: Any = None) -> nnx.Param:
         """A weight that starts as a constant."""
         return self._param(lambda s, d: jnp.full(s, value, d), shape, axes, dtype)
 
-    def _normal(self, std: float) -> Any:  # noqa: ANN401
+    def _normal(self, std: float) -> Any:
         return lambda shape, dtype: std * jax.random.normal(self.rngs.params(), shape, dtype)
 
-    def _param(self, init: Any, shape: tuple[int, ...], axes: Axes, dtype: Any, roles: Any = None) -> nnx.Param:  # noqa: ANN401
+    def _param(self, init: Any, shape: tuple[int, ...], axes: Axes, dtype: Any, roles: Any = None) -> nnx.Param:
         assert len(shape) == len(axes), (shape, axes)
         if self.repeats:
             shape, axes = (self.repeats, *shape), ("layers", *axes)

@@ -19,9 +19,7 @@ from tml_jax.model.plan import layer_plan
 
 
 def _pytree(cls: type) -> type:
-    return jax.tree_util.register_dataclass(
-        cls, data_fields=[f.name for f in dataclasses.fields(cls)], meta_fields=[]
-    )
+    return jax.tree_util.register_dataclass(cls, data_fields=[f.name for f in dataclasses.fields(cls)], meta_fields=[])
 
 
 @_pytree
@@ -103,7 +101,7 @@ def cache_shape(config: InteractionConfig, layer_type: LayerType) -> CacheShape:
     return CacheShape(sinks=sinks, ring=ring, window=window)
 
 
-def declare_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:  # noqa: ANN401
+def declare_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:
     """The one declaration of a session's arrays: a `StreamState` of `Leaf`."""
     stream, layers = config.stream, {}
     for group in layer_plan(config.text):
@@ -118,7 +116,7 @@ def declare_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float3
     )
 
 
-def _declare_layer(config: InteractionConfig, kind: LayerType, slots: int, repeats: int, dtype: Any) -> LayerState:  # noqa: ANN401
+def _declare_layer(config: InteractionConfig, kind: LayerType, slots: int, repeats: int, dtype: Any) -> LayerState:
     text = config.text
     heads, dim = (
         (text.swa_num_key_value_heads, text.swa_head_dim)
@@ -126,7 +124,7 @@ def _declare_layer(config: InteractionConfig, kind: LayerType, slots: int, repea
         else (text.num_key_value_heads, text.head_dim)
     )
 
-    def leaf(shape: tuple[int, ...], leaf_dtype: Any, axes: tuple[str | None, ...]) -> Leaf:  # noqa: ANN401
+    def leaf(shape: tuple[int, ...], leaf_dtype: Any, axes: tuple[str | None, ...]) -> Leaf:
         return Leaf((repeats, *shape), leaf_dtype, ("layers", *axes)) if repeats else Leaf(shape, leaf_dtype, axes)
 
     kv = leaf((slots, cache_shape(config, kind).capacity, heads, dim), dtype, ("slot", "cache", "kv_heads", None))
@@ -141,7 +139,7 @@ def is_leaf(x: object) -> bool:
     return isinstance(x, Leaf)
 
 
-def init_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:  # noqa: ANN401
+def init_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:
     """`slots` empty conversations."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), declare_state(config, slots, dtype), is_leaf=is_leaf)
 
@@ -167,7 +165,9 @@ def cache_positions(shape: CacheShape, length: Int[Array, " b"]) -> Int[Array, "
     slot = jnp.arange(shape.capacity)
     newest = length[:, None] - 1
     turn = (newest - slot) // shape.ring  # how often the ring has gone round this slot since its first use
-    return jnp.where(slot < shape.sinks, jnp.where(slot <= newest, slot, -1), jnp.where(turn < 0, -1, slot + turn * shape.ring))
+    return jnp.where(
+        slot < shape.sinks, jnp.where(slot <= newest, slot, -1), jnp.where(turn < 0, -1, slot + turn * shape.ring)
+    )
 
 
 def cache_slots(shape: CacheShape, positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
@@ -176,7 +176,11 @@ def cache_slots(shape: CacheShape, positions: Int[Array, "b t"]) -> Int[Array, "
 
 
 def write_cache(
-    shape: CacheShape, cache: Float[Array, "b c h k"], new: Float[Array, "b t h k"], start: Int[Array, " b"], count: Int[Array, " b"]
+    shape: CacheShape,
+    cache: Float[Array, "b c h k"],
+    new: Float[Array, "b t h k"],
+    start: Int[Array, " b"],
+    count: Int[Array, " b"],
 ) -> Float[Array, "b c h k"]:
     """Writes the first `count` [B] of T new tokens at positions `start` [B] and on; other slots keep their bits."""
     offsets = jnp.arange(new.shape[1])

@@ -67,7 +67,12 @@ def micro_turn_step(
 
 
 def _write(
-    net: InteractionNet, control: ControlTokens, hidden: Float[Array, "b d"], previous: Array, keys: Array, writing: Array
+    net: InteractionNet,
+    control: ControlTokens,
+    hidden: Float[Array, "b d"],
+    previous: Array,
+    keys: Array,
+    writing: Array,
 ) -> _Written:
     """Decides the token, then draws the mel patch that goes with it."""
     with jax.named_scope("decide"):

@@ -70,7 +70,9 @@ class Transformer(nnx.Module):
         for group in self.plan:
             setattr(self, group.name, DecoderLayer(make.stack(group.repeats), config, group))
         self.norm = RMSNorm(make, text.hidden_size, text.rms_norm_eps)
-        self.unembed = make.table((text.vocab_size, text.hidden_size), ("vocab", "embed"), 1 / math.sqrt(text.hidden_size))
+        self.unembed = make.table(
+            (text.vocab_size, text.hidden_size), ("vocab", "embed"), 1 / math.sqrt(text.hidden_size)
+        )
         self.mup = text.logits_mup_width_multiplier
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
@@ -117,7 +119,7 @@ class Transformer(nnx.Module):
     def stream(
         self, x: Float[Array, "b t d"], state: StreamState, count: Int[Array, " b"]
     ) -> tuple[Float[Array, "b t d"], StreamState]:
-        """Appends a block of `count` [B] real tokens to each conversation; hidden states [B, T, D] after the final norm."""
+        """Appends a block of `count` [B] real tokens to each conversation; the normed hidden states [B, T, D]."""
         start, layers = state.length, dict(state.layers)
         for group in self.plan:
             if not group.repeats:
@@ -133,7 +135,9 @@ class Transformer(nnx.Module):
                 for j, (definition, w) in enumerate(zip(defs, weights, strict=True)):
                     mine = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, i, keepdims=False), caches[j])
                     x, mine = nnx.merge(definition, w).stream(x, mine, start, count)
-                    caches[j] = jax.tree.map(lambda c, m: jax.lax.dynamic_update_index_in_dim(c, m, i, 0), caches[j], mine)
+                    caches[j] = jax.tree.map(
+                        lambda c, m: jax.lax.dynamic_update_index_in_dim(c, m, i, 0), caches[j], mine
+                    )
                 return (x, caches), None
 
             (x, caches), _ = jax.lax.scan(unit, (x, caches), (jnp.arange(groups[0].repeats), weights))

@@ -10,13 +10,13 @@ from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSp
 class StepModel(Protocol):
     """The part of `InteractionModel` that serving needs; all pure functions that `jax.jit` takes."""
 
-    def init_state(self, num_slots: int) -> Any:  # noqa: ANN401
+    def init_state(self, num_slots: int) -> Any:
         """Empty conversations."""
 
-    def reset(self, state: Any, mask: Any) -> Any:  # noqa: ANN401
+    def reset(self, state: Any, mask: Any) -> Any:
         """Empties the slots where `mask` is True."""
 
-    def step(self, params: Any, state: Any, inputs: MicroTurnInput, rng: Any) -> tuple[Any, MicroTurnOutput]:  # noqa: ANN401
+    def step(self, params: Any, state: Any, inputs: MicroTurnInput, rng: Any) -> tuple[Any, MicroTurnOutput]:
         """One micro-turn of every slot."""
 
 

@@ -54,7 +54,7 @@ class Script:
             ends.append(self.video.times_s[-1])
         return max(ends) + self.tail_s
 
-    def config(self) -> Any:  # noqa: ANN401
+    def config(self) -> Any:
         """The `SessionConfig` of this script."""
         sound = {"sample_rate": self.sound.sample_rate, "channels": self.sound.samples.shape[1]} if self.sound else {}
         return protos.SessionConfig(
@@ -130,7 +130,7 @@ class _Pace:
             await asyncio.sleep(left)
 
 
-def to_event(message: Any) -> events.Event:  # noqa: ANN401
+def to_event(message: Any) -> events.Event:
     """A `ConverseResponse` as the event it was on the server."""
     kind = message.WhichOneof("payload")
     m = getattr(message, kind)
@@ -180,7 +180,8 @@ async def converse(
     journal = journal or Journal(None, keep=True)
     messages = await asyncio.to_thread(script.messages, chunk_ms)
     call = protos.converse_method(channel)()
-    recording, pace, sent = Recording(), _Pace(real_time), {}
+    recording, pace = Recording(), _Pace(real_time)
+    sent: dict[int, float] = {}
     sender = None
     try:
         await call.write(protos.ConverseRequest(config=script.config()))
@@ -227,7 +228,7 @@ async def converse(
 
 
 async def _send(
-    call: Any,  # noqa: ANN401
+    call: Any,
     messages: Sequence[tuple[float, Any]],
     pace: _Pace,
     period_s: float,
@@ -251,7 +252,7 @@ async def _send(
     await call.done_writing()
 
 
-async def server_info(channel: grpc.aio.Channel) -> Any:  # noqa: ANN401
+async def server_info(channel: grpc.aio.Channel) -> Any:
     """The server's `GetServerInfoResponse`.
 
     Raises:

@@ -86,7 +86,7 @@ class GrpcDoor:
         self._sessions.end_all(DrainedError("The server is going down and the grace period for this session is over."))
         await self._server.stop(2.0)
 
-    async def _set_health(self, status: Any) -> None:  # noqa: ANN401
+    async def _set_health(self, status: Any) -> None:
         for name in ("", protos.SERVICE):
             await self._health.set(name, status)
 
@@ -102,8 +102,8 @@ class GrpcDoor:
             if session.failed.done():
                 self._sessions.close(session)
                 await asyncio.wait((writer,))  # a status cannot overtake a message that the client has not read yet
-                error = session.failed.result()
-                await context.abort(_status(error), _sentence(error))
+                reason = session.failed.result()
+                await context.abort(_status(reason), _sentence(reason))
         finally:  # also when the client has gone, which cancels this coroutine
             reader.cancel()
             writer.cancel()
@@ -139,7 +139,7 @@ class GrpcDoor:
         except Exception as error:
             session.end(error)
 
-    async def _get_server_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:  # noqa: ANN401
+    async def _get_server_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         stats = self._sessions.engine.stats()
         return protos.GetServerInfoResponse(
             model=self._bundle.name,
@@ -166,7 +166,7 @@ def _sentence(error: Exception) -> str:
     return f"This session failed inside the server ({type(error).__name__}) and was ended; its journal has the reason."
 
 
-async def _take(session: Session, request: Any) -> None:  # noqa: ANN401
+async def _take(session: Session, request: Any) -> None:
     """One message of the client, after the first."""
     match request.WhichOneof("payload"):
         case "audio":
@@ -193,7 +193,7 @@ def _frame_format(encoding: int) -> intake.FrameFormat:
     raise intake.BadInputError(f"Frame encoding {encoding} is not known here: send JPEG, PNG or RGB24.")
 
 
-def session_config(config: Any) -> SessionConfig:  # noqa: ANN401
+def session_config(config: Any) -> SessionConfig:
     """Reads the wire's config.
 
     Raises:
@@ -221,7 +221,7 @@ def session_config(config: Any) -> SessionConfig:  # noqa: ANN401
     )
 
 
-def _stream_info(spec: StreamSpec) -> Any:  # noqa: ANN401
+def _stream_info(spec: StreamSpec) -> Any:
     return protos.StreamInfo(
         micro_turn_ms=spec.micro_turn_ms,
         sample_rate=spec.sample_rate,
@@ -231,7 +231,7 @@ def _stream_info(spec: StreamSpec) -> Any:  # noqa: ANN401
     )
 
 
-def to_message(event: events.Event, spec: StreamSpec) -> Any:  # noqa: ANN401
+def to_message(event: events.Event, spec: StreamSpec) -> Any:
     """An event as a `ConverseResponse`."""
     reply = protos.ConverseResponse
     match event:

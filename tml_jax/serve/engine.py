@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import threading
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ class _Compilations:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: Any) -> None:  # noqa: ANN401
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
 

@@ -78,7 +78,7 @@ class Inbox:
         with self._lock:
             block, turn = self._blocks.popleft(), self._taken
             self._taken += 1
-            text = []
+            text: list[int] = []
             while self._text and self._text[0][0] <= turn and len(text) < self._spec.max_text:
                 text.append(self._text.popleft()[1])
         inputs.turn[row] = turn

@@ -45,7 +45,7 @@ class Journal:
         self._closed = False
         self.events: list[Event] = []
 
-    def write(self, kind: str, t: float, turn: int, **fields: Any) -> Event:  # noqa: ANN401
+    def write(self, kind: str, t: float, turn: int, **fields: Any) -> Event:
         """Appends one event and returns it."""
         event: Event = {"t": round(t, 4), "turn": turn, "type": kind, **fields}
         if self._closed:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-SAFETY_S = 0.02
+SAFETY_S = 0.04
 
 
 class Playback:

@@ -46,14 +46,14 @@ def _load() -> dict[str, Any]:
 _NAMES = _load()
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     try:
         return _NAMES[name]
     except KeyError:
         raise AttributeError(f"interaction.proto declares no {name!r}.") from None
 
 
-def converse_method(channel: Any) -> Any:  # noqa: ANN401
+def converse_method(channel: Any) -> Any:
     """The `Converse` method of a `grpc` or `grpc.aio` channel."""
     return channel.stream_stream(
         f"/{SERVICE}/Converse",
@@ -62,7 +62,7 @@ def converse_method(channel: Any) -> Any:  # noqa: ANN401
     )
 
 
-def server_info_method(channel: Any) -> Any:  # noqa: ANN401
+def server_info_method(channel: Any) -> Any:
     """The `GetServerInfo` method of a `grpc` or `grpc.aio` channel."""
     return channel.unary_unary(
         f"/{SERVICE}/GetServerInfo",

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,7 +182,7 @@ class Session:
             self._pacer.begin(time.monotonic())
             self._closed_at = self._inbox.completed
 
-    async def told(self) -> AsyncIterator[events.Event]:
+    async def told(self) -> AsyncGenerator[events.Event]:
         """Everything that the client is told, until the session has ended or failed."""
         yield events.Started(self.id, self._engine.next_tick_s())
         while not self._finished():

@@ -22,7 +22,7 @@ _PADDING = -1.0  # of a pixel that the frame does not have; the others are 0 to 
 
 @functools.cache
 def _affine() -> tuple[np.ndarray, np.ndarray]:
-    return np.float32(_MEAN) * np.float32(255), np.float32(_STD) * np.float32(255)
+    return np.asarray(_MEAN, np.float32) * np.float32(255), np.asarray(_STD, np.float32) * np.float32(255)
 
 
 def num_patches(height: int, width: int, spec: StreamSpec) -> int:
@@ -121,7 +121,7 @@ class FrameStream:
             chosen.append(chosen[-1])
         size = self._spec.patch_size
         empty = np.zeros((0, 2, size, size, 3), np.float32)
-        pairs = [pair_patches(*chosen[i : i + 2], self._spec) for i in range(0, len(chosen), 2)]
+        pairs = [pair_patches(chosen[i], chosen[i + 1], self._spec) for i in range(0, len(chosen), 2)]
         return np.concatenate([empty, *pairs])
 
 

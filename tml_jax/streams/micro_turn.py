@@ -60,9 +60,13 @@ class StreamSpec:
 
     def __post_init__(self) -> None:
         if self.dmel_frames % self.audio_tokens:
-            raise ValueError(f"audio_tokens={self.audio_tokens} must divide the {self.dmel_frames} dMel frames of a micro-turn.")
+            raise ValueError(
+                f"audio_tokens={self.audio_tokens} must divide the {self.dmel_frames} dMel frames of a micro-turn."
+            )
         if self.mel_frames % self.max_output:
-            raise ValueError(f"max_output={self.max_output} must divide the {self.mel_frames} mel frames of a micro-turn.")
+            raise ValueError(
+                f"max_output={self.max_output} must divide the {self.mel_frames} mel frames of a micro-turn."
+            )
 
     @property
     def micro_turn_s(self) -> float:

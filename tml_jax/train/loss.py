@@ -37,7 +37,12 @@ def _share(hits: Array, of: Array) -> Array:
 
 
 def flow_loss(
-    model: InteractionModel, params: Params, predictions: Predictions, outputs: MicroTurnOutput, config: TrainConfig, key: Array
+    model: InteractionModel,
+    params: Params,
+    predictions: Predictions,
+    outputs: MicroTurnOutput,
+    config: TrainConfig,
+    key: Array,
 ) -> Float[Array, ""]:
     """The flow head's loss over speaking slots: `max_speech_share` of all slots at most, drawn at random."""
     net = model.net(params)
@@ -52,7 +57,9 @@ def flow_loss(
         return jax.nn.one_hot(index, speaking.size, dtype=rows.dtype) @ rows
 
     token = net.text(outputs.tokens.reshape(-1)[index])
-    condition = net.flow.condition(pick(predictions.hidden), token, predictions.previous.reshape(speaking.size, -1)[index])
+    condition = net.flow.condition(
+        pick(predictions.hidden), token, predictions.previous.reshape(speaking.size, -1)[index]
+    )
     mel = outputs.mel.reshape(speaking.size, -1)[index]
     losses = sum(net.flow.loss(mel, condition, k) for k in draw_keys) / len(draw_keys)
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)

@@ -34,7 +34,10 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
     """The gradient transformation for `model`'s params."""
     # The decoder's maps; what reads signals in and writes them out is AdamW's, as embeddings are.
     in_decoder = {name: name == "transformer" for name in model.abstract}
-    roles = {name: jax.tree.map(lambda _, r, d=in_decoder[name]: r if d else None, tree, model.matrices[name]) for name, tree in model.abstract.items()}
+    roles = {
+        name: jax.tree.map(lambda _, r, d=in_decoder[name]: r if d else None, tree, model.matrices[name])
+        for name, tree in model.abstract.items()
+    }
     dims = jax.tree.map(
         lambda _, r: r and contrib.MuonDimensionNumbers(reduction_axis=r[0], output_axis=r[1]), model.abstract, roles
     )
@@ -52,7 +55,7 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
     )
 
 
-def optimizer_shardings(tx: optax.GradientTransformation, params: Params, shardings: Any, mesh: Mesh) -> Any:  # noqa: ANN401
+def optimizer_shardings(tx: optax.GradientTransformation, params: Params, shardings: Any, mesh: Mesh) -> Any:
     """Shardings of the optimiser's state: what is shaped like a weight lies where the weight lies."""
     # Muon's state holds partial copies of the weights' tree, so a leaf is known by the end of its path.
     of_weight = {tuple(path): s for path, s in jax.tree_util.tree_flatten_with_path(shardings)[0]}

@@ -59,7 +59,7 @@ class Trainer:
                 return jax.device_put(self._init(self.config.seed), self.shardings)
             return jax.jit(self._init, out_shardings=self.shardings)(self.config.seed)
 
-    def _init(self, seed: Any) -> TrainState:  # noqa: ANN401
+    def _init(self, seed: Any) -> TrainState:
         params = self.model.init_params(seed)
         average = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
@@ -73,6 +73,11 @@ class Trainer:
         """One optimiser step; `state` is consumed."""
         with jax.set_mesh(self.mesh):
             return self._step(state, self.place(batch))
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The training step lowered for these arrays or ShapeDtypeStructs; nothing runs."""
+        with jax.set_mesh(self.mesh):
+            return self._step.lower(state, batch)
 
     def evaluate(self, params: Params, batch: Batch) -> loss_lib.Metrics:
         """The losses of a batch, nothing learnt; the same noise every time."""

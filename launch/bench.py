@@ -1,0 +1,72 @@
+"""Benchmarks: several things in one run, and their ratios: ``python -m launch.bench --suite=grouped_matmul``."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import jax
+from absl import app, flags
+
+from pallas_kernels.grouped_matmul import bench as grouped_matmul
+from tml_jax.eval import bench_micro_turn
+from tml_jax.train.config import load_experiment
+
+SUITE = flags.DEFINE_enum("suite", None, ["grouped_matmul", "micro_turn"], "What is measured.", required=True)
+CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the micro_turn suite.")
+REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each thing; medians are reported.", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "Also write the figures here, named as they are printed.")
+
+
+def _machine() -> dict[str, str]:
+    """What was measured on, and with which versions."""
+    cpu = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.is_file():
+        cpu = next(
+            (line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            cpu,
+        )
+    machine = {
+        "machine": f"{os.cpu_count()} x {cpu}",
+        "backend": jax.default_backend(),
+        "python": platform.python_version(),
+    }
+    for package in ("jax", "jaxlib", "flax", "torch", "transformers"):
+        try:
+            machine[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return machine
+
+
+def _format(name: str, value: float) -> str:
+    if name.endswith("_s"):
+        return f"{value * 1e3:10.3f} ms"
+    if "speed_over" in name:
+        return f"{value:10.2f} x"
+    return f"{value:10.3g}"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    try:
+        if SUITE.value == "grouped_matmul":
+            figures = grouped_matmul.measure(REPEATS.value)
+        else:
+            figures = bench_micro_turn.measure(load_experiment(CONFIG.value).model, REPEATS.value)
+    except ValueError as error:
+        sys.exit(f"launch.bench: {error}")
+    machine = _machine()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    for name, value in figures.items():
+        print(f"  {name:48} {_format(name, value)}")
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps(machine | figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,95 @@
+"""The same numbers on eight devices as on one, for the training step and the live step."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import dataclasses, json
+import jax, numpy as np
+from tests.model import tiny
+from tml_jax import sharding
+from tml_jax.data.config import DataConfig
+from tml_jax.model.interaction import InteractionModel
+from tml_jax.model.state import declare_state, is_leaf
+from tml_jax.streams.micro_turn import empty_output
+from tml_jax.train.config import ExperimentConfig, TrainConfig
+from tml_jax.train.trainer import Trainer
+
+assert len(jax.devices()) == 8
+config = tiny.config()
+spec = config.stream
+
+def meshes():
+    yield "one", sharding.make_mesh(devices=jax.devices()[:1])
+    yield "eight", sharding.make_mesh((2, 1, 2, 2))
+
+def batch(slots, turns):
+    inputs = tiny.random_inputs(spec, slots, turns)
+    outputs = empty_output(spec, (slots, turns))
+    rng = np.random.default_rng(1)
+    outputs.num_tokens[:] = inputs.active
+    outputs.tokens[:] = rng.integers(0, 60, outputs.tokens.shape)
+    outputs.speaking[:] = inputs.active & (rng.random((slots, turns)) < 0.5)
+    outputs.mel[:] = rng.normal(size=outputs.mel.shape) * outputs.speaking[..., None, None, None]
+    return inputs, outputs
+
+results, cut = {}, {}
+for name, mesh in meshes():
+    train = TrainConfig(batch_size=4, steps=10, warmup_steps=1, balance_rate=0.0)
+    trainer = Trainer(ExperimentConfig("test", config, DataConfig(window_turns=8, window_tokens=64), train), mesh)
+    params = InteractionModel(config).init_params(0)
+    state = jax.device_put(trainer._init(0), trainer.shardings)
+    losses = []
+    for _ in range(2):
+        state, metrics = trainer.step(state, batch(4, 8))
+        losses.append(float(metrics["loss"]))
+    model = trainer.model
+    placed = jax.device_put(params, trainer.shardings.params)
+    declared = declare_state(config, 4)
+    axes = jax.tree.map(lambda leaf: leaf.axes, declared, is_leaf=is_leaf)
+    live = model.init_state(4)
+    live = jax.device_put(live, sharding.shardings(axes, live, mesh))
+    outs = []
+    with jax.set_mesh(mesh):
+        step = jax.jit(model.step, donate_argnums=1)
+        inputs = tiny.random_inputs(spec, 4, 6)
+        for t in range(6):
+            live, out = step(placed, live, jax.tree.map(lambda x: x[:, t], inputs), np.zeros((4, 2), np.uint32))
+            outs.append(jax.device_get(out))
+    results[name] = (losses, jax.device_get(state.params), outs)
+    cut[name] = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
+
+def difference(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs)
+
+print(json.dumps({
+    "losses": difference(results["one"][0], results["eight"][0]),
+    "params": difference(results["one"][1], results["eight"][1]),
+    "outputs": difference(results["one"][2], results["eight"][2]),
+    "cut": cut,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found():
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_eight_devices_equal_one(found):
+    """data x expert x tensor = 2 x 2 x 2."""
+    assert found["losses"] <= 1e-5
+    assert found["params"] <= 1e-5
+    assert found["outputs"] <= 1e-5
+
+
+def test_weights_are_really_cut(found):
+    assert found["cut"]["one"] == 0 and found["cut"]["eight"] > 20
