@@ -40,6 +40,6 @@ CONFIG = ExperimentConfig(
     ),
     data=DataConfig(window_turns=160, window_tokens=328),
     train=TrainConfig(
-        batch_size=8, steps=1300, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16
+        batch_size=8, steps=1040, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16
     ),
 )

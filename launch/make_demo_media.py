@@ -10,13 +10,14 @@ import av
 import numpy as np
 from absl import app, flags
 
-from tml_jax.data import numbers, scenarios, scenes
+from tml_jax.data import scenarios, scenes
 from tml_jax.data.config import DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.timeline import Conversation, Frames, user_sound
 from tml_jax.data.voices import Cast, Speaker
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.number_words import from_words
 from tml_jax.streams.sound import write_sound
 
 OUT = flags.DEFINE_string("out", "examples", "Folder for demo.wav and demo.mp4.")
@@ -54,11 +55,11 @@ def conversation(bank_path: str, voice: str, seed: int) -> Conversation:
     motion = scenes.draw_repetitions(rng, 4, start, (1.6, 1.7), 60.0)
     director.motions.append(motion)
     director.now = motion.ends[-1] + 2.0
-    long = max((c.text for c in speaker.family("count_to")), key=lambda t: numbers.UNITS.index(t.split()[-1]))
+    long = max((c.text for c in speaker.family("count_to")), key=lambda t: from_words(t.split()[-1]))
     _say(director, long, 4.2)
     _say(director, "stop", 2.5)
-    timer = min((c.text for c in speaker.family("timer")), key=lambda t: numbers.UNITS.index(t.split()[3]))
-    _say(director, timer, numbers.UNITS.index(timer.split()[3]) + 2.5)
+    timer = min((c.text for c in speaker.family("timer")), key=lambda t: from_words(t.split()[3]))
+    _say(director, timer, from_words(timer.split()[3]) + 2.5)
     product = next(c.text for c in speaker.family("delegate") if "times" in c.text)
     _say(director, product, 5.0)
     director.limit = director.now

@@ -13,11 +13,10 @@ import jax, numpy as np
 from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.data.config import DataConfig
-from tml_jax.model.interaction import InteractionModel
 from tml_jax.model.state import declare_state, is_leaf
 from tml_jax.streams.micro_turn import empty_output
 from tml_jax.train.config import ExperimentConfig, TrainConfig
-from tml_jax.train.trainer import Trainer
+from tml_jax.train.trainer import Trainer, TrainState
 
 assert len(jax.devices()) == 8
 config = tiny.config()
@@ -41,8 +40,9 @@ results, cut = {}, {}
 for name, mesh in meshes():
     train = TrainConfig(batch_size=4, steps=10, warmup_steps=1, balance_rate=0.0)
     trainer = Trainer(ExperimentConfig("test", config, DataConfig(window_turns=8, window_tokens=64), train), mesh)
-    params = InteractionModel(config).init_params(0)
-    state = jax.device_put(trainer._init(0), trainer.shardings)
+    params = tiny.random_params(trainer.model)
+    state = TrainState(np.int32(0), params, params, trainer.tx.init(params))
+    state = jax.device_put(state, trainer.shardings)
     losses = []
     for _ in range(2):
         state, metrics = trainer.step(state, batch(4, 8))

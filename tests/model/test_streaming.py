@@ -22,7 +22,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def params(model):
-    return model.init_params(0)
+    return tiny.random_params(model)
 
 
 def recording_step(model):

@@ -1,10 +1,13 @@
 """Small models for tests, and conversations of random content that use every modality."""
 
 import dataclasses
+import math
 
+import jax
 import numpy as np
 
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
+from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec, empty_input
 
 
@@ -43,6 +46,19 @@ def config(max_output: int = 1, **text: object) -> InteractionConfig:
         clock=ClockConfig(features=4),
         state=StateConfig(sinks=4, global_window=64),
     )
+
+
+def random_params(model: InteractionModel, seed: int = 0) -> Params:
+    """Weights drawn by numpy: compiling a hundred random draws costs more than most tests."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> np.ndarray:
+        shape = x.shape[1:] if axes[0] == "layers" else x.shape
+        if len(shape) == 1:
+            return np.ones(x.shape, x.dtype)
+        return (rng.normal(size=x.shape) / math.sqrt(math.prod(shape) / max(shape))).astype(x.dtype)
+
+    return jax.tree.map(draw, model.abstract, model.axes)
 
 
 def random_inputs(spec: StreamSpec, slots: int, turns: int, seed: int = 0) -> MicroTurnInput:

@@ -7,25 +7,25 @@ from collections.abc import Sequence
 
 import pytest
 
-from tml_jax.serve.background import numbers
 from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
 from tml_jax.serve.background.tools import Clock, Tool, calculate, split_words
+from tml_jax.streams import number_words
 
 
 def test_every_number_has_words_that_read_back() -> None:
     for number in range(-999, 1000):
-        words = numbers.to_words(number).split()
-        assert numbers.parse_words(words) == (number, len(words))
-    assert numbers.to_words(84) == "eighty four"
-    assert numbers.to_words(-3) == "minus three"
-    assert numbers.to_words(144) == "one hundred forty four"
+        words = number_words.to_words(number).split()
+        assert number_words.parse_words(words) == (number, len(words))
+    assert number_words.to_words(84) == "eighty four"
+    assert number_words.to_words(-3) == "minus three"
+    assert number_words.to_words(144) == "one hundred forty four"
     with pytest.raises(ValueError, match="go up to 999"):
-        numbers.to_words(1000)
+        number_words.to_words(1000)
 
 
 @pytest.mark.parametrize("words", [[], ["hundred"], ["please"], ["minus"]])
 def test_what_is_no_number_is_none(words: list[str]) -> None:
-    assert numbers.parse_words(words) is None
+    assert number_words.parse_words(words) is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,12 @@ def test_the_calculator(question: str, answer: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("hour", "minute", "answer"),
-    [(19, 15, "seven fifteen"), (10, 0, "ten o clock"), (0, 5, "twelve zero five"), (12, 59, "twelve fifty nine")],
+    [
+        (19, 15, "it is seven fifteen"),
+        (10, 0, "it is ten o clock"),
+        (0, 5, "it is twelve zero five"),
+        (12, 59, "it is twelve fifty nine"),
+    ],
 )
 def test_the_clock(hour: int, minute: int, answer: str) -> None:
     clock = Clock(lambda: datetime.datetime(2026, 1, 1, hour, minute))

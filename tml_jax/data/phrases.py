@@ -10,13 +10,12 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from tml_jax.streams import number_words
+
 Kind = Literal["command", "word", "filler", "assistant"]
 
-UNITS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
-TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+UNITS = tuple(number_words.to_words(n) for n in range(21))
+TENS = tuple(number_words.to_words(n) for n in range(30, 100, 10))
 FILLERS = ("um", "uh", "er", "hmm", "yeah", "okay", "right")
 
 ASSISTANT_WORDS = (

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_jax.data import numbers, scenes
+from tml_jax.data import scenes
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip
 from tml_jax.data.voices import reply_to_greeting
+from tml_jax.streams import number_words
 
 
 def _pick(director: Director, *families: str) -> Clip:
@@ -25,9 +26,9 @@ def _ask(director: Director, clip: Clip) -> float:
 
 
 def _counting(clip: Clip) -> list[str]:
-    number = numbers.from_word(clip.text.split()[-1])
+    number = number_words.from_words(clip.text.split()[-1])
     order = range(number, 0, -1) if clip.text.startswith("count down") else range(1, number + 1)
-    return [numbers.to_words(n) for n in order]
+    return [number_words.to_words(n) for n in order]
 
 
 def command(director: Director) -> None:
@@ -48,7 +49,7 @@ def timer(director: Director) -> None:
     clip = _pick(director, "timer")
     end = _ask(director, clip)
     director.answer("okay", end)
-    at = end + numbers.from_word(clip.text.split()[3])
+    at = end + number_words.from_words(clip.text.split()[3])
     if director.speaker.family("stop") and director.rng.random() < 0.12:  # called off
         stop = director.user(_pick(director, "stop"), float(director.rng.uniform(end + 1.2, max(end + 1.3, at - 0.8))))
         if stop + 0.4 < at:
@@ -64,7 +65,7 @@ def beeper(director: Director) -> None:
     clip = _pick(director, "beeper")
     end = _ask(director, clip)
     director.answer("okay", end)
-    every = numbers.from_word(clip.text.split()[3])
+    every = number_words.from_words(clip.text.split()[3])
     beeps = int(director.rng.integers(2, 6)) if director.speaker.family("stop") else 100
     last = end
     for i in range(1, beeps + 1):
@@ -82,8 +83,10 @@ def beeper(director: Director) -> None:
 
 def barge_in(director: Director) -> None:
     """The user speaks while the model does: "stop" silences it, "yeah" doesn't."""
-    clips = [clip for clip in director.speaker.family("count_to") if numbers.from_word(clip.text.split()[-1]) >= 8]
-    clips = clips or director.speaker.family("count_down") or director.speaker.family("count_to")
+    clips = [
+        clip for clip in director.speaker.family("count_to") if number_words.from_words(clip.text.split()[-1]) >= 8
+    ]
+    clips = clips or director.speaker.family("count_down") or to
     clip = clips[int(director.rng.integers(len(clips)))]
     end = _ask(director, clip)
     start, over = director.heard_at(end), director.answer(" ".join(_counting(clip)), end)
@@ -115,7 +118,7 @@ def count(director: Director) -> None:
         heard = director.heard_at(over)
         if heard < director.now:
             director.interrupt(heard)
-        director.now = director.say(numbers.to_words(i + 1), heard)
+        director.now = director.say(number_words.to_words(i + 1), heard)
     if motion.ends:
         director.expect("count", total=len(motion.ends), times=list(motion.ends), until=director.now + 1.0)
     director.now = director.now + 0.8
@@ -135,12 +138,11 @@ def _question(director: Director, clip: Clip) -> str:
     words = clip.text.split()
     if words[:2] == ["what", "time"]:
         hour, minute = int(director.rng.integers(1, 13)), int(director.rng.integers(0, 60))
-        tail = (
-            "o clock" if minute == 0 else numbers.to_words(minute) if minute > 9 else f"zero {numbers.to_words(minute)}"
-        )
-        return f"it is {numbers.to_words(hour)} {tail}"
-    left, right = numbers.from_word(words[2]), numbers.from_word(words[4])
-    return numbers.to_words({"times": left * right, "plus": left + right, "minus": left - right}[words[3]])
+        minutes = ("zero " if minute < 10 else "") + number_words.to_words(minute)
+        tail = minutes if minute else "o clock"
+        return f"it is {number_words.to_words(hour)} {tail}"
+    left, right = number_words.from_words(words[2]), number_words.from_words(words[4])
+    return number_words.to_words({"times": left * right, "plus": left + right, "minus": left - right}[words[3]])
 
 
 def delegate(director: Director) -> None:

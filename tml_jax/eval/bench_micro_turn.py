@@ -20,7 +20,6 @@ import numpy as np
 from tml_jax.checkpoint import huggingface
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.interaction import InteractionModel, Params
-from tml_jax.model.net import Packing
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
 
 # Trunk tokens in the caches when timing begins, as a share of what the global layers keep.
@@ -109,10 +108,9 @@ def _record(
     @jax.jit
     def offline(params: Params, inputs: MicroTurnInput, outputs: MicroTurnOutput) -> tuple[Any, Any]:
         net = model.net(params)
-        x, real = net.embed_inputs(inputs)
+        sound = net.embed_inputs(inputs)[0][:, :, : model.config.stream.audio_tokens]
         written = net.embed_outputs(outputs.tokens, outputs.mel, outputs.speaking[..., None])
-        x, real = jnp.concatenate([x, written], axis=2), jnp.pad(real, ((0, 0), (0, 0), (0, 1)), constant_values=True)
-        x = Packing.of(real.reshape(1, -1), length).pack(x.reshape(1, -1, x.shape[-1]))
+        x = jnp.concatenate([sound, written], axis=2).reshape(1, length, -1)
         return x, model.forward(params, inputs, outputs, length).logits[0, :, 0]
 
     return jax.tree.map(np.array, offline(params, *whole))

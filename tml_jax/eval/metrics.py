@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tml_jax.data.numbers import to_words
 from tml_jax.eval.timeline import Behaviour
+from tml_jax.streams.number_words import to_words
 
 IN_TIME_S = 0.6
 """How soon an answer must be heard, and a silence fall, to count."""

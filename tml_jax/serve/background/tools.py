@@ -9,7 +9,7 @@ import datetime
 import re
 from collections.abc import Callable
 
-from tml_jax.serve.background import numbers
+from tml_jax.streams import number_words
 
 UNKNOWN = "i do not know"
 Tool = Callable[[str], str | None]
@@ -30,14 +30,14 @@ def calculate(question: str) -> str | None:
     """The last "A times|plus|minus B" in the question, worked out: "what is twelve times seven" -> "eighty four"."""
     words, answer, at = split_words(question), None, 0
     while at < len(words):
-        left = numbers.parse_words(words[at:])
+        left = number_words.parse_words(words[at:])
         if left is None:
             at += 1
             continue
         value, used = left
         at += used
         while at < len(words) and words[at] in _OPERATORS:
-            right = numbers.parse_words(words[at + 1 :])
+            right = number_words.parse_words(words[at + 1 :])
             if right is None:
                 break
             value = _OPERATORS[words[at]](value, right[0])
@@ -45,12 +45,12 @@ def calculate(question: str) -> str | None:
             answer = value
     if answer is None:
         return None
-    return numbers.to_words(answer) if abs(answer) <= numbers.LARGEST else UNKNOWN
+    return number_words.to_words(answer) if abs(answer) <= number_words.LARGEST else UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Tells the time: 19:15 is "seven fifteen", 10:00 "ten o clock", 7:05 "seven zero five"."""
+    """Tells the time: 19:15 is "it is seven fifteen", 10:00 "it is ten o clock", 7:05 "it is seven zero five"."""
 
     now: Callable[[], datetime.datetime] = datetime.datetime.now
 
@@ -59,11 +59,11 @@ class Clock:
         if "time" not in split_words(question):
             return None
         moment = self.now()
-        hour = numbers.to_words(moment.hour % 12 or 12)
+        hour = number_words.to_words(moment.hour % 12 or 12)
         if moment.minute == 0:
-            return f"{hour} o clock"
+            return f"it is {hour} o clock"
         zero = "zero " if moment.minute < 10 else ""
-        return f"{hour} {zero}{numbers.to_words(moment.minute)}"
+        return f"it is {hour} {zero}{number_words.to_words(moment.minute)}"
 
 
 DEFAULT_TOOLS: tuple[Tool, ...] = (calculate, Clock())

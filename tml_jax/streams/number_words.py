@@ -63,3 +63,16 @@ def parse_words(words: Sequence[str]) -> tuple[int, int] | None:
     if used < len(words) and words[used] in _UNIT and not (used and words[used] == "zero"):
         return value + _UNIT[words[used]], used + 1
     return (value, used) if used else None
+
+
+def from_words(text: str) -> int:
+    """ "eighty four" -> 84.
+
+    Raises:
+      ValueError: the text is no number.
+    """
+    words = text.split()
+    found = parse_words(words)
+    if found is None or found[1] != len(words):
+        raise ValueError(f"{text!r} is no number in words.")
+    return found[0]

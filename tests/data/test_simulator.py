@@ -1,0 +1,211 @@
+"""Simulated conversations: deterministic, true to their own rules of time, and rendered to the letter."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from tml_jax.data import pipeline, scenarios
+from tml_jax.data.config import DataConfig
+from tml_jax.data.simulator import Simulator
+from tml_jax.data.store import ConversationStore
+from tml_jax.data.timeline import (
+    AssistantSpeech,
+    BackgroundResult,
+    Conversation,
+    Delegate,
+    Frames,
+    SpokenWord,
+    UserSpeech,
+    UserText,
+    reaction_turn,
+    render,
+)
+from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.text import Tokenizer
+
+SPEC = StreamSpec(audio_tokens=1, max_patches=1, max_text=8, max_output=1, frame_height=40, frame_width=40)
+CONFIG = DataConfig(window_turns=150, window_tokens=310)
+TOKENIZER = "checkpoints/inkling_tiny/tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def simulators():
+    bank = pipeline.open_bank(CONFIG.bank)
+    return {split: Simulator(CONFIG, SPEC, bank, split) for split in ("train", "heldout")}
+
+
+def test_a_conversation_is_a_function_of_its_index(simulators):
+    a, b = (simulators["train"].conversation(5) for _ in range(2))
+    assert repr(a.expectations) == repr(b.expectations) and len(a.events) == len(b.events)
+    for x, y in zip(a.events, b.events, strict=True):
+        for field in dataclasses.fields(x):
+            np.testing.assert_array_equal(getattr(x, field.name), getattr(y, field.name))
+    assert repr(a.expectations) != repr(simulators["train"].conversation(6).expectations)
+
+
+def test_no_voice_is_on_both_sides(simulators):
+    train, heldout = ({s.name for s in simulators[split].cast.speakers} for split in ("train", "heldout"))
+    assert train and heldout and not train & heldout
+
+
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+def test_scenarios_keep_the_rules_of_time(simulators, name):
+    for index in range(6):
+        conversation = simulators["heldout"].conversation(index, name)
+        speech = list(conversation.of(AssistantSpeech))
+        for first, second in itertools.pairwise(speech):
+            assert first.start_s + len(first.audio) / SPEC.sample_rate <= second.start_s + 1e-6
+        ends = [u.start_s + u.words[-1].end_s for u in conversation.of(UserSpeech)]
+        for expected in conversation.expectations:
+            if expected["kind"] == "answer":
+                onsets = [s.start_s for s in speech if s.start_s > expected["after"]]
+                assert 0.15 <= onsets[0] - expected["after"] <= 0.36
+                assert any(abs(expected["after"] - end) < 1e-6 for end in ends)
+            if expected["kind"] == "silent":
+                assert not any(expected["from"] + 0.2 < s.start_s < expected["to"] for s in speech)
+            if expected["kind"] == "stop":
+                before = [s for s in speech if s.start_s < expected["after"]]
+                assert before[-1].start_s + len(before[-1].audio) / SPEC.sample_rate <= expected["after"] + 0.36
+
+
+def test_hesitations_are_inside_requests(simulators):
+    found = 0
+    for index in range(30):
+        conversation = simulators["heldout"].conversation(index, "command")
+        spans = [(u.start_s, u.start_s + u.words[-1].end_s) for u in conversation.of(UserSpeech)]
+        for expected in conversation.expectations:
+            if expected["kind"] == "silent" and expected["reason"] == "hesitation":
+                found += 1
+                assert any(start < expected["from"] and expected["to"] < end for start, end in spans)
+                assert expected["to"] - expected["from"] >= 0.5
+    assert found > 10
+
+
+def test_the_count_is_what_the_video_shows(simulators):
+    """Rest, motion, rest: as many times as was counted, by the pixels alone."""
+    checked = 0
+    for index in range(12):
+        conversation = simulators["heldout"].conversation(index, "count")
+        film = next(conversation.of(Frames)).frames.astype(np.float32)
+        blurred = film.mean(axis=3)
+        away = np.abs(blurred - blurred[0]).mean(axis=(1, 2))
+        away = away > 0.5 * (away.min() + away.max())
+        moves = int(np.sum(away[1:] & ~away[:-1]))
+        totals = [e["total"] for e in conversation.expectations if e["kind"] == "count"]
+        checked += 1
+        assert moves == sum(totals), (index, moves, totals)
+    assert checked == 12
+
+
+def test_rendering_to_the_letter(tokenizer):
+    """A hand-made conversation: which token, which sound, which word heard, in which micro-turn."""
+    c, rate = tokenizer.control, SPEC.sample_rate
+    word = {w: tokenizer.encode(f" {w}")[0] for w in ("stop", "five", "two", "eighty", "four", "hello")}
+    loud = np.sin(np.arange(int(0.7 * rate)) * 0.3).astype(np.float32)
+    conversation = Conversation(
+        3.0,
+        (
+            UserSpeech(0.1, loud, (SpokenWord("stop", 0.0, 0.25), SpokenWord("five", 0.25, 0.28))),
+            AssistantSpeech(1.0, (SpokenWord("five", 0.0, 0.3), SpokenWord("two", 0.45, 0.7)), loud),
+            Delegate(2.1, "stop"),
+            BackgroundResult(2.5, "eighty four"),
+            UserText(2.5, "hello"),
+        ),
+    )
+    inputs, outputs = render(conversation, SPEC, tokenizer, start_turn=40)
+    assert inputs.turn.tolist() == list(range(40, 55)) and inputs.active.all() and inputs.has_audio.all()
+    said = [c.listen] * 15
+    said[4:8] = [word["five"], c.speak, word["two"], c.speak]  # heard from 1.0 s: written one micro-turn before
+    said[10] = c.delegate
+    assert outputs.tokens[:, 0].tolist() == said
+    assert np.flatnonzero(outputs.speaking).tolist() == [4, 5, 6, 7]
+    assert (np.abs(outputs.mel).sum(axis=(1, 2, 3)) > 0).tolist() == outputs.speaking.tolist()
+    heard = [c.nothing] * 15
+    heard[1:3] = [word["stop"], word["five"]]  # both end in micro-turn 1: the second waits for room
+    assert outputs.heard[:, 0].tolist() == heard
+    assert inputs.num_text[12] == 5 and inputs.num_text.sum() == 5
+    assert inputs.text[12, :5].tolist() == [c.background, word["eighty"], word["four"], c.user, word["hello"]]
+
+
+def test_an_empty_block_ticks(tokenizer):
+    inputs, _ = render(Conversation(1.0, (), has_audio=False), SPEC, tokenizer)
+    assert (inputs.num_text == 1).all() and (inputs.text[:, 0] == tokenizer.control.tick).all()
+
+
+def test_cut_speech_is_never_said(tokenizer):
+    words = tuple(SpokenWord(w, 0.5 * i, 0.5 * i + 0.4) for i, w in enumerate(("one", "two", "three", "four")))
+    speech = AssistantSpeech(1.0, words, np.ones(32_000, np.float32)).cut(2.2, SPEC.sample_rate)
+    _, outputs = render(Conversation(4.0, (speech,)), SPEC, tokenizer)
+    assert np.flatnonzero(outputs.speaking).tolist() == [4, 5, 6, 7, 8, 9]
+    assert tokenizer.decode(t for t in outputs.tokens[:, 0] if tokenizer.is_word(int(t))) == " one two three"
+
+
+@pytest.mark.parametrize(("end", "turn"), [(0.99, 5), (1.0, 5), (1.04, 5), (1.06, 6), (1.2, 6)])
+def test_the_reaction_rule(end, turn):
+    assert reaction_turn(end, 0.15, SPEC) == turn
+
+
+def _take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def _same(a, b):
+    for x, y in zip(a, b, strict=True):
+        for field in dataclasses.fields(x):
+            np.testing.assert_array_equal(getattr(x, field.name), getattr(y, field.name))
+
+
+def test_the_pipeline_resumes_where_it_was(tokenizer):
+    def fresh():
+        return iter(pipeline.make_pipeline(CONFIG, SPEC, tokenizer, 2, "train"))
+
+    whole = fresh()
+    _take(whole, 2)
+    state = whole.get_state()
+    wanted = _take(whole, 2)
+    again = fresh()
+    again.set_state(state)
+    for a, b in zip(_take(again, 2), wanted, strict=True):
+        _same(a, b)
+
+
+def test_rows_stay_within_their_budget():
+    source = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 6, "train")
+    for index in range(3):
+        inputs, outputs = source(index)
+        tokens = pipeline.trunk_tokens(SPEC, inputs, outputs).sum(axis=1)
+        assert tokens.max() <= CONFIG.window_tokens and tokens.min() > 100
+        assert (outputs.num_tokens[~inputs.active] == 0).all()
+        assert (np.diff(inputs.active.astype(int), axis=1) <= 0).all()  # real micro-turns come first
+
+
+def test_the_store_gives_back_windows(tokenizer, simulators, tmp_path):
+    store = ConversationStore.create(tmp_path / "store", SPEC)
+    rendered = [render(simulators["heldout"].conversation(i), SPEC, tokenizer) for i in range(2)]
+    for i, pair in enumerate(rendered):
+        assert store.append(*pair, {"index": i}) == i
+    reopened = ConversationStore.open(tmp_path / "store")
+    assert len(reopened) == 2 and reopened.metadata(1) == {"index": 1}
+    inputs, outputs = reopened.read(1, 20, 30)
+    np.testing.assert_array_equal(inputs.audio, rendered[1][0].audio[20:50])
+    np.testing.assert_array_equal(outputs.tokens, rendered[1][1].tokens[20:50])
+    np.testing.assert_allclose(outputs.mel, rendered[1][1].mel[20:50], atol=2e-3)
+    with pytest.raises(ValueError, match="not inside conversation 1"):
+        reopened.read(1, 0, 10_000)
+    with pytest.raises(ValueError, match="There is no conversation store"):
+        ConversationStore.open(tmp_path)
+    (tmp_path / "store" / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        ConversationStore.open(tmp_path / "store")
+
+
+def test_a_bank_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no speech bank"):
+        pipeline.make_pipeline(dataclasses.replace(CONFIG, bank=str(tmp_path)), SPEC, Tokenizer(TOKENIZER), 1, "train")
