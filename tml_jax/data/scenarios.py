@@ -86,7 +86,7 @@ def barge_in(director: Director) -> None:
     clips = [
         clip for clip in director.speaker.family("count_to") if number_words.from_words(clip.text.split()[-1]) >= 8
     ]
-    clips = clips or director.speaker.family("count_down") or to
+    clips = clips or director.speaker.family("count_down") or director.speaker.family("count_to")
     clip = clips[int(director.rng.integers(len(clips)))]
     end = _ask(director, clip)
     start, over = director.heard_at(end), director.answer(" ".join(_counting(clip)), end)

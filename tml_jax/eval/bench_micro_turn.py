@@ -48,7 +48,7 @@ def measure(config: InteractionConfig, repeats: int) -> dict[str, float]:
     if (fill + repeats) * tokens > window:
         raise ValueError(f"{repeats} repeats are too many: the global window of {window} tokens would begin to forget.")
     model = InteractionModel(config)
-    params = jax.jit(model.init_params)(0)
+    params = model.init_params(0)
     inputs = [_turn(config, turn) for turn in range(fill + repeats)]
     step, state = jax.jit(model.step, donate_argnums=1), model.init_state(1)
     embedded, logits = _record(model, step, params, inputs)
