@@ -19,7 +19,7 @@ from tml_jax.train.config import ExperimentConfig, TrainConfig
 from tml_jax.train.trainer import Trainer, TrainState
 
 assert len(jax.devices()) == 8
-config = tiny.config()
+config = tiny.config(layer_types=("hybrid_sliding", "hybrid"), mlp_layer_types=("dense", "sparse"))
 spec = config.stream
 
 def meshes():
@@ -68,7 +68,7 @@ def difference(a, b):
     return max(float(np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)))) for x, y in pairs)
 
 print(json.dumps({
-    "losses": difference(results["one"][0], results["eight"][0]),
+    "losses": max(abs(a - b) / abs(a) for a, b in zip(results["one"][0], results["eight"][0])),  # relative: it is a sum
     "params": difference(results["one"][1], results["eight"][1]),
     "outputs": difference(results["one"][2], results["eight"][2]),
     "cut": cut,
@@ -92,4 +92,4 @@ def test_eight_devices_equal_one(found):
 
 
 def test_weights_are_really_cut(found):
-    assert found["cut"]["one"] == 0 and found["cut"]["eight"] > 20
+    assert found["cut"]["one"] == 0 and found["cut"]["eight"] > 10
