@@ -1,6 +1,7 @@
 """Grouped matmul: rows sorted by expert, each times its expert's matrix; and the expert MLP built on it."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul import cpu, tpu
@@ -28,6 +29,8 @@ def grouped_matmul(
         )
     if lhs.dtype != rhs.dtype:
         raise ValueError(f"grouped_matmul needs one dtype; got {lhs.dtype} and {rhs.dtype}.")
+    if lhs.shape[0] == 0:
+        return jnp.zeros((0, rhs.shape[2]), lhs.dtype)
     return (tpu if _on_tpu() else cpu).grouped_matmul(lhs, rhs, group_sizes)
 
 
