@@ -11,6 +11,8 @@ import pytest
 
 from tml_jax.checkpoint.store import load_model
 
+pytestmark = pytest.mark.slow  # three runs, each compiling the training step
+
 COMMAND = [sys.executable, "-m", "launch.train", "--config=tests/train/experiment_small.py"]
 
 
