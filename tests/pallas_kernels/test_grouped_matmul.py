@@ -23,7 +23,8 @@ def draw(seed, m, k, n, sizes):
 
 
 def value_and_grads(f, lhs, rhs, sizes):
-    cotangent = jnp.cos(jnp.arange(lhs.shape[0] * rhs.shape[2], dtype=jnp.float32)).reshape(lhs.shape[0], -1)
+    cotangent = jnp.cos(jnp.arange(lhs.shape[0] * rhs.shape[2], dtype=jnp.float32))
+    cotangent = cotangent.reshape(lhs.shape[0], rhs.shape[2])
     y, vjp = jax.vjp(lambda a, b: f(a, b, sizes), lhs, rhs)
     return (y, *vjp(cotangent))
 
