@@ -73,6 +73,7 @@ def test_streaming_equals_offline(model, params, run):
         assert length > 3 * cache_shape(model.config, kind).capacity
     predictions = offline(model, params, inputs, outputs, length)
     real = np.asarray(predictions.real)
+    assert np.isfinite(logits).all() and 0.1 < np.abs(outputs.mel).max() < 100
     np.testing.assert_allclose(np.asarray(predictions.logits)[real], logits[real], atol=1e-5)
     assert (np.argmax(predictions.logits, -1) == outputs.tokens)[real].all()
     assert (np.argmax(predictions.heard_logits, -1) == outputs.heard)[real].all()

@@ -52,13 +52,15 @@ def random_params(model: InteractionModel, seed: int = 0) -> Params:
     """Weights drawn by numpy: compiling a hundred random draws costs more than most tests."""
     rng = np.random.default_rng(seed)
 
-    def draw(x: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> np.ndarray:
+    def draw(path: tuple, x: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> np.ndarray:
+        # A flow head of gain one would make each fed-back patch larger than the one before, without end.
+        gain = 0.3 if path[0].key == "flow" else 1.0
         shape = x.shape[1:] if axes[0] == "layers" else x.shape
         if len(shape) == 1:
             return np.ones(x.shape, x.dtype)
-        return (rng.normal(size=x.shape) / math.sqrt(math.prod(shape) / max(shape))).astype(x.dtype)
+        return (gain * rng.normal(size=x.shape) / math.sqrt(math.prod(shape) / max(shape))).astype(x.dtype)
 
-    return jax.tree.map(draw, model.abstract, model.axes)
+    return jax.tree_util.tree_map_with_path(draw, model.abstract, model.axes)
 
 
 def random_inputs(spec: StreamSpec, slots: int, turns: int, seed: int = 0) -> MicroTurnInput:
