@@ -1,6 +1,6 @@
 """Inkling at a size that trains on two CPU cores: every kind of layer, one trunk token of sound each way."""
 
-from tml_jax.data.config import DataConfig
+from tml_jax.data.config import DataConfig, Shares
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.train.config import ExperimentConfig, TrainConfig
@@ -38,7 +38,10 @@ CONFIG = ExperimentConfig(
         clock=ClockConfig(features=16),
         state=StateConfig(sinks=8, global_window=304),
     ),
-    data=DataConfig(window_turns=160, window_tokens=328),
+    # Time and sight take the most exposure to learn.
+    data=DataConfig(
+        window_turns=160, window_tokens=328, shares=Shares(timer=4.0, barge_in=2.4, count=6.0, watch=0.8)
+    ),
     train=TrainConfig(
         batch_size=8, steps=1040, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16
     ),

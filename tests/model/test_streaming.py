@@ -55,6 +55,18 @@ def stream(model, params, inputs, keys):
 
 
 @pytest.fixture(scope="module")
+def step(model):
+    """The step as it serves, compiled once for each number of slots."""
+    return jax.jit(model.step)
+
+
+@pytest.fixture(scope="module")
+def offline(model, params):
+    forward = jax.jit(model.forward, static_argnums=3)
+    return lambda inputs, outputs, num_tokens: forward(params, inputs, outputs, num_tokens)
+
+
+@pytest.fixture(scope="module")
 def run(model, params):
     inputs = tiny.random_inputs(model.config.stream, slots=2, turns=TURNS)
     keys = np.array([[7, 1], [8, 2]], np.uint32)
@@ -62,16 +74,12 @@ def run(model, params):
     return inputs, outputs, logits, state, keys
 
 
-def offline(model, params, inputs, outputs, num_tokens):
-    return jax.jit(model.forward, static_argnums=3)(params, inputs, outputs, num_tokens)
-
-
-def test_streaming_equals_offline(model, params, run):
+def test_streaming_equals_offline(model, offline, run):
     inputs, outputs, logits, state, _ = run
     length = int(np.max(state.length)) + model.config.stream.max_output
     for kind in ("hybrid", "hybrid_sliding"):  # every ring has gone round several times
         assert length > 3 * cache_shape(model.config, kind).capacity
-    predictions = offline(model, params, inputs, outputs, length)
+    predictions = offline(inputs, outputs, length)
     real = np.asarray(predictions.real)
     assert np.isfinite(logits).all() and 0.1 < np.abs(outputs.mel).max() < 100
     np.testing.assert_allclose(np.asarray(predictions.logits)[real], logits[real], atol=1e-5)
@@ -87,29 +95,29 @@ def test_every_kind_of_block_was_seen(run):
     assert set(np.unique(inputs.num_text)) == {0, 1, 2, 3}
 
 
-def test_causality_by_truncation(model, params, run):
+def test_causality_by_truncation(model, offline, run):
     """What comes later changes nothing that was decided before."""
     inputs, outputs, _, state, _ = run
     length = int(np.max(state.length)) + model.config.stream.max_output
-    whole = offline(model, params, inputs, outputs, length)
+    whole = offline(inputs, outputs, length)
     cut = 140
     first = jax.tree.map(lambda x: x[:, :cut], (inputs, outputs))
-    part = offline(model, params, *first, length)
+    part = offline(*first, length)
     real = np.asarray(part.real)
     np.testing.assert_allclose(np.asarray(part.logits)[real], np.asarray(whole.logits)[:, :cut][real], atol=1e-6)
     changed = jax.tree.map(np.copy, inputs)
     changed.audio[:, cut:] = 15 - changed.audio[:, cut:]
     changed.text[:, cut:] = (changed.text[:, cut:] + 1) % 48
-    other = offline(model, params, changed, outputs, length)
+    other = offline(changed, outputs, length)
     np.testing.assert_array_equal(np.asarray(other.logits)[:, :cut], np.asarray(whole.logits)[:, :cut])
     assert np.abs(np.asarray(other.logits)[:, cut:] - np.asarray(whole.logits)[:, cut:]).max() > 1e-3
 
 
-def test_an_inactive_slot_keeps_its_bits(model, params):
+def test_an_inactive_slot_keeps_its_bits(model, params, step):
     inputs = tiny.random_inputs(model.config.stream, slots=2, turns=3, seed=3)
     inputs.active[:] = [[True, True, True], [True, False, False]]
     keys = np.zeros((2, 2), np.uint32)
-    step, state = jax.jit(model.step), model.init_state(2)
+    state = model.init_state(2)
     state, _ = step(params, state, jax.tree.map(lambda x: x[:, 0], inputs), keys)
     after, out = step(params, state, jax.tree.map(lambda x: x[:, 1], inputs), keys)
     assert out.num_tokens[1] == 0 and not out.speaking[1] and out.num_tokens[0] > 0
@@ -127,13 +135,18 @@ def _crowd(model, seed):
     return inputs, keys
 
 
-def _run(model, params, inputs, keys, state=None):
-    step = jax.jit(model.step)
-    state, outs = state or model.init_state(8), []
-    for turn in range(inputs.active.shape[1]):
-        state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
-        outs.append(jax.device_get(out))
-    return outs, state
+@pytest.fixture(scope="module")
+def play(model, params, step):
+    """Runs eight slots from a state, or from the beginning: what each turn wrote, and the last state."""
+
+    def run(inputs, keys, state=None):
+        state, outs = state or model.init_state(8), []
+        for turn in range(inputs.active.shape[1]):
+            state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
+            outs.append(jax.device_get(out))
+        return outs, state
+
+    return run
 
 
 def _row(outs, slot):
@@ -144,9 +157,9 @@ def _same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_session_is_bit_identical_alone_elsewhere_and_in_company(model, params):
+def test_a_session_is_bit_identical_alone_elsewhere_and_in_company(model, play):
     inputs, keys = _crowd(model, seed=4)
-    crowd, _ = _run(model, params, inputs, keys)
+    crowd, _ = play(inputs, keys)
     alone_inputs = jax.tree.map(np.zeros_like, inputs)
     elsewhere = jax.tree.map(np.zeros_like, inputs)
     moved_keys = np.zeros_like(keys)
@@ -154,29 +167,29 @@ def test_a_session_is_bit_identical_alone_elsewhere_and_in_company(model, params
         getattr(alone_inputs, name)[2] = getattr(inputs, name)[2]
         getattr(elsewhere, name)[7] = getattr(inputs, name)[2]
     moved_keys[7] = keys[2]
-    alone, _ = _run(model, params, alone_inputs, keys)
-    moved, _ = _run(model, params, elsewhere, moved_keys)
+    alone, _ = play(alone_inputs, keys)
+    moved, _ = play(elsewhere, moved_keys)
     _same(_row(crowd, 2), _row(alone, 2))
     _same(_row(crowd, 2), _row(moved, 7))
 
 
-def test_slots_are_reused_without_a_trace(model, params):
+def test_slots_are_reused_without_a_trace(model, play):
     inputs, keys = _crowd(model, seed=5)
-    fresh, _ = _run(model, params, inputs, keys)
+    fresh, _ = play(inputs, keys)
     other, _ = _crowd(model, seed=6)
-    _, state = _run(model, params, other, keys + 99)
+    _, state = play(other, keys + 99)
     mask = np.arange(8) == 3
     state = jax.jit(model.reset)(state, mask)
-    again, _ = _run(model, params, inputs, keys, state)
+    again, _ = play(inputs, keys, state)
     _same(_row(fresh, 3), _row(again, 3))
 
 
-def test_nan_in_a_neighbour_stays_there(model, params):
+def test_nan_in_a_neighbour_stays_there(model, play):
     inputs, keys = _crowd(model, seed=7)
-    clean, _ = _run(model, params, inputs, keys)
+    clean, _ = play(inputs, keys)
     inputs.patches[5] = np.nan
     inputs.num_patches[5] = 1
-    dirty, _ = _run(model, params, inputs, keys)
+    dirty, _ = play(inputs, keys)
     for slot in (0, 4, 6, 7):
         _same(_row(clean, slot), _row(dirty, slot))
 
