@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -174,6 +175,12 @@ def test_the_pipeline_resumes_where_it_was(tokenizer):
     again.set_state(state)
     for a, b in zip(_take(again, 2), wanted, strict=True):
         _same(a, b)
+
+
+def test_a_batch_is_the_same_whoever_makes_its_rows():
+    whole = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 4, "train")(1)
+    part = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 4, "train", rows=[1, 3])(1)
+    _same(part, jax.tree.map(lambda x: x[[1, 3]], whole))
 
 
 def test_rows_stay_within_their_budget():

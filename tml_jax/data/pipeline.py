@@ -7,6 +7,7 @@ allocated once and every conversation is rendered into its row. A row holds at m
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import grain
 import jax
@@ -53,10 +54,19 @@ def cut_to_budget(spec: StreamSpec, inputs: MicroTurnInput, outputs: MicroTurnOu
 
 
 class BatchSource:
-    """Makes the batch of any index; picklable, opened at the first use in each process."""
+    """Makes the batch of any index, or some of its rows; picklable, opened at the first use in each process."""
 
-    def __init__(self, config: DataConfig, spec: StreamSpec, tokenizer_path: str, batch_size: int, split: str) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        spec: StreamSpec,
+        tokenizer_path: str,
+        batch_size: int,
+        split: str,
+        rows: Sequence[int] | None = None,
+    ) -> None:
         self.config, self.spec, self.batch_size, self.split = config, spec, batch_size, split
+        self.rows = tuple(range(batch_size) if rows is None else rows)
         self._tokenizer_path = tokenizer_path
 
     @functools.cached_property
@@ -77,11 +87,11 @@ class BatchSource:
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __call__(self, index: int) -> Batch:
-        """The batch of this index: leading axes [batch_size, window_turns]."""
-        shape = (self.batch_size, self.config.window_turns)
+        """These rows of the batch of this index: leading axes [rows, window_turns]."""
+        shape = (len(self.rows), self.config.window_turns)
         inputs, outputs = empty_input(self.spec, shape), empty_output(self.spec, shape)
-        for row in range(self.batch_size):
-            one, written = jax.tree.map(lambda x, row=row: x[row], (inputs, outputs))
+        for place, row in enumerate(self.rows):
+            one, written = jax.tree.map(lambda x, place=place: x[place], (inputs, outputs))
             self._fill(one, written, index * self.batch_size + row)
             cut_to_budget(self.spec, one, written, self.config.window_tokens)
         return inputs, outputs
@@ -110,21 +120,27 @@ class BatchSource:
 
 
 def make_pipeline(
-    config: DataConfig, spec: StreamSpec, tokenizer: Tokenizer, batch_size: int, split: str, prefetch: int = 2
+    config: DataConfig,
+    spec: StreamSpec,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    split: str,
+    rows: Sequence[int] | None = None,
+    prefetch: int = 2,
 ) -> grain.IterDataset:
     """An endless pipeline of batches; its iterators have `get_state` and `set_state`.
 
     Args:
       config: what to draw. spec: the stream. tokenizer: of the model.
-      batch_size: conversations of this process's batches; each process of a pod gets others.
+      batch_size: conversations of a batch.
       split: "train" or "heldout".
+      rows: those of every batch that this process makes; None: all. A batch doesn't depend on who makes which rows.
       prefetch: batches made ahead, in one thread.
 
     Raises:
       ValueError: the bank or the store cannot be read.
     """
     open_bank(config.bank)
-    source = BatchSource(config, spec, str(tokenizer.path), batch_size, split)
-    step, first = jax.process_count(), jax.process_index()
+    source = BatchSource(config, spec, str(tokenizer.path), batch_size, split, rows)
     options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-    return grain.MapDataset.range(first, _ENDLESS, step).map(source).to_iter_dataset(options)
+    return grain.MapDataset.range(_ENDLESS).map(source).to_iter_dataset(options)

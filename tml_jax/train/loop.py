@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import pathlib
 import time
 from typing import Any
@@ -29,11 +30,11 @@ LOG = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Scalars for TensorBoard, and the same as JSON lines in ``metrics.jsonl``."""
+    """Scalars for TensorBoard, and the same as JSON lines in ``metrics.jsonl``; on a pod the first process writes."""
 
-    def __init__(self, workdir: pathlib.Path) -> None:
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
-        self._lines = (workdir / "metrics.jsonl").open("a", buffering=1)
+    def __init__(self, workdir: pathlib.Path, write: bool) -> None:
+        self._board = SummaryWriter(str(workdir / "tensorboard"), write_to_disk=write)
+        self._lines = (workdir / "metrics.jsonl" if write else pathlib.Path(os.devnull)).open("a", buffering=1)
 
     def write(self, step: int, prefix: str, metrics: dict[str, Any]) -> None:
         """Writes scalars under `prefix`."""
@@ -49,8 +50,8 @@ class MetricsLog:
 
 
 def conversation_seconds(batch: Batch, micro_turn_s: float) -> float:
-    """Seconds of conversation in a batch; padding doesn't count."""
-    return float(np.sum(np.asarray(batch[0].active))) * micro_turn_s
+    """Seconds of conversation in this process's part of a batch; padding doesn't count."""
+    return float(np.sum(batch[0].active)) * micro_turn_s
 
 
 def evaluate(trainer: Trainer, state: TrainState, batches: list[Batch]) -> dict[str, float]:
@@ -64,18 +65,20 @@ def train(experiment: ExperimentConfig, workdir: str, tokenizer_path: str, stop_
 
     Args:
       experiment: what to train, on what, how.
-      workdir: for checkpoints, metrics and the final model (``workdir/model``).
+      workdir: for checkpoints, metrics and the final model (``workdir/model``, from a single host).
       tokenizer_path: the model's ``tokenizer.json``.
       stop_after: stop at this step as if the run had been cut there; None: run to the end.
     """
     config, spec = experiment.train, experiment.model.stream
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "experiment.json").write_text(json.dumps(dataclasses.asdict(experiment), indent=1) + "\n")
+    first = jax.process_index() == 0
+    if first:
+        (directory / "experiment.json").write_text(json.dumps(dataclasses.asdict(experiment), indent=1) + "\n")
     tokenizer = Tokenizer(tokenizer_path)
     trainer = Trainer(experiment, sharding.make_mesh(config.mesh))
-    data = iter(make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "train"))
-    held_out = make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "heldout")
+    data = iter(make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "train", trainer.rows()))
+    held_out = make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "heldout", trainer.rows())
     count = max(1, config.eval_conversations // config.batch_size)
     held_out_batches = list(itertools.islice(iter(held_out), count))
 
@@ -88,7 +91,7 @@ def train(experiment: ExperimentConfig, workdir: str, tokenizer_path: str, stop_
             state = restored.state
             data.set_state(restored.data)
             LOG.info("going on from step %d", restored.step)
-        log = MetricsLog(directory)
+        log = MetricsLog(directory, first)
         bar = tqdm(range(int(state.step), last), initial=int(state.step), total=config.steps, unit="step")
         began, seconds = time.monotonic(), 0.0
         for step in bar:
@@ -109,5 +112,8 @@ def train(experiment: ExperimentConfig, workdir: str, tokenizer_path: str, stop_
             if done % config.checkpoint_every == 0 or done == last:
                 checkpoints.save(done, state, data.get_state())
         log.close()
+    if jax.process_count() > 1:
+        LOG.info("the weights are spread over a pod and stay in %s", directory / "checkpoints")
+        return state
     save_model(directory / "model", experiment.model, jax.device_get(state.average), tokenizer_path, dtype="bfloat16")
     return state

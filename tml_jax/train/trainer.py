@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -45,7 +46,7 @@ class Trainer:
         optimizer = optimizer_shardings(self.tx, self.model.abstract, weights, mesh)
         self.shardings = TrainState(replicated, weights, weights, optimizer)
         self._step = jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.shardings, replicated))
-        self._evaluate = jax.jit(self._evaluate_batch)
+        self._evaluate = jax.jit(self._evaluate_batch, out_shardings=replicated)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, nothing allocated."""
@@ -64,10 +65,23 @@ class Trainer:
         average = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
+    def rows(self) -> list[int]:
+        """The conversations of a batch that this process's devices hold, in order."""
+        size = self.config.batch_size
+        cut = NamedSharding(self.mesh, sharding.partition_spec(("batch",), (size,), self.mesh))
+        indices = cut.addressable_devices_indices_map((size,)).values()
+        return sorted({row for (part,) in indices for row in range(*part.indices(size))})
+
     def place(self, batch: Batch) -> Batch:
-        """Puts a host batch on the mesh, its conversations cut over the batch axes."""
-        axes = sharding.leading("batch", batch)
-        return jax.device_put(batch, sharding.shardings(axes, batch, self.mesh))
+        """Puts a batch on the mesh, its conversations cut over the batch axes; a process brings its `rows`."""
+
+        def put(local: np.ndarray) -> jax.Array:
+            shape = (self.config.batch_size, *local.shape[1:])
+            axes = ("batch", *(None,) * (local.ndim - 1))
+            cut = NamedSharding(self.mesh, sharding.partition_spec(axes, shape, self.mesh))
+            return jax.make_array_from_process_local_data(cut, local, shape)
+
+        return jax.tree.map(put, batch)
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, loss_lib.Metrics]:
         """One optimiser step; `state` is consumed."""
