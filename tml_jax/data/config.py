@@ -52,6 +52,7 @@ class Behaviour:
     hesitation: Range = (0.5, 2.0)
     hesitation_share: float = 0.4  # of the requests that can be broken
     filler_share: float = 0.4  # of the hesitations
+    splice_share: float = 0.6  # of the requests in training whose numbers come from other clips of the voice
     background_latency: Range = (0.4, 3.0)
     timer: Range = (2.0, 15.0)
     repetition: Range = (0.8, 2.5)

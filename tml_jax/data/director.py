@@ -13,6 +13,7 @@ from tml_jax.data import augment
 from tml_jax.data.config import DataConfig
 from tml_jax.data.scenes import Repetitions
 from tml_jax.data.speech_bank import Clip
+from tml_jax.data.splice import FADE, Spliced, splice
 from tml_jax.data.timeline import (
     AssistantSpeech,
     BackgroundResult,
@@ -25,8 +26,6 @@ from tml_jax.data.timeline import (
 )
 from tml_jax.data.voices import Cast, Speaker
 from tml_jax.streams.micro_turn import StreamSpec
-
-FADE = 80  # samples at a cut
 
 
 class Director:
@@ -63,7 +62,15 @@ class Director:
 
     # ---- the user
 
-    def user(self, clip: Clip, start_s: float, *, hesitate: bool = False) -> float:
+    def pick(self, family: str) -> Clip | Spliced:
+        """One of the user's requests of a family, in training often with other numbers."""
+        clips = self.speaker.family(family)
+        clip = clips[int(self.rng.integers(len(clips)))]
+        if self.cast.split == "train" and self.rng.random() < self.config.behaviour.splice_share:
+            return splice(self.cast.bank, clip, self.speaker.clips, self.rng)
+        return clip
+
+    def user(self, clip: Clip | Spliced, start_s: float, *, hesitate: bool = False) -> float:
         """The user says a clip from `start_s` on, perhaps hesitating inside it; the end of the last word."""
         audio, words = self._clip(clip)
         if hesitate and len(words) > 1:
@@ -73,10 +80,11 @@ class Director:
         self.events.append(UserSpeech(start_s, augment.place(audio, self.voice), words))
         return start_s + words[-1].end_s
 
-    def _clip(self, clip: Clip) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
+    def _clip(self, clip: Clip | Spliced) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
+        audio = clip.audio if isinstance(clip, Spliced) else self.cast.bank.audio(clip)
         words = tuple(SpokenWord(w.text, w.start_s, w.end_s) for w in clip.words)
-        words = words or (SpokenWord(clip.text, 0.0, clip.duration_s),)
-        return augment.change_voice(self.cast.bank.audio(clip), words, self.voice)
+        words = words or (SpokenWord(clip.text, 0.0, len(audio) / self.spec.sample_rate),)
+        return augment.change_voice(audio, words, self.voice)
 
     def _break(
         self, audio: np.ndarray, words: tuple[SpokenWord, ...]

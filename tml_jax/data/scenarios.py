@@ -7,25 +7,24 @@ import numpy as np
 from tml_jax.data import scenes
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip
+from tml_jax.data.splice import Spliced
 from tml_jax.data.voices import reply_to_greeting
 from tml_jax.streams import number_words
 
 
-def _pick(director: Director, *families: str) -> Clip:
-    """One of the user's clips, from one of these families: those that this user has."""
+def _pick(director: Director, *families: str) -> Clip | Spliced:
+    """One of the user's requests, from one of these families: those that this user has."""
     families = tuple(name for name in families if director.speaker.family(name))
-    family = families[int(director.rng.integers(len(families)))]
-    clips = director.speaker.family(family)
-    return clips[int(director.rng.integers(len(clips)))]
+    return director.pick(families[int(director.rng.integers(len(families)))])
 
 
-def _ask(director: Director, clip: Clip) -> float:
+def _ask(director: Director, clip: Clip | Spliced) -> float:
     """The user asks, hesitating now and then; the end of the request."""
     hesitate = director.rng.random() < director.config.behaviour.hesitation_share
     return director.user(clip, director.now, hesitate=hesitate)
 
 
-def _counting(clip: Clip) -> list[str]:
+def _counting(clip: Clip | Spliced) -> list[str]:
     number = number_words.from_words(clip.text.split()[-1])
     order = range(number, 0, -1) if clip.text.startswith("count down") else range(1, number + 1)
     return [number_words.to_words(n) for n in order]
@@ -133,7 +132,7 @@ def watch(director: Director) -> None:
     director.expect("silent", reason="not asked", **{"from": start, "to": director.now})
 
 
-def _question(director: Director, clip: Clip) -> str:
+def _question(director: Director, clip: Clip | Spliced) -> str:
     """The background model's answer to "what is ..."."""
     words = clip.text.split()
     if words[:2] == ["what", "time"]:

@@ -44,7 +44,7 @@ class Speaker:
     """One user's voice: its clips by family."""
 
     def __init__(self, name: str, clips: list[Clip]) -> None:
-        self.name = name
+        self.name, self.clips = name, clips
         self._families: dict[str, list[Clip]] = collections.defaultdict(list)
         for clip in clips:
             self._families[family_of(clip)].append(clip)
@@ -70,7 +70,7 @@ class Cast:
     """
 
     def __init__(self, config: DataConfig, bank: SpeechBank, split: str) -> None:
-        self.bank = bank
+        self.bank, self.split = bank, split
         users = collections.defaultdict(list)
         takes = collections.defaultdict(list)
         for clip in bank.clips:
