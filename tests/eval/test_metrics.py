@@ -51,6 +51,17 @@ def test_stop_counts_only_where_there_was_something_to_stop():
     assert not judge([expected], Behaviour.from_events(spoken(1.0, 2.0)), 30.0)
 
 
+def test_stop_ends_with_the_next_request():
+    both = [{"kind": "stop", "after": 5.0, "until": 12.0}, {"kind": "answer", "after": 7.0, "words": ["one"]}]
+
+    def stopped(events):
+        return next(v.good for v in judge(both, Behaviour.from_events(events), 30.0) if v.kind == "stop")
+
+    answer = spoken(7.2, 7.6, "one")
+    assert stopped(spoken(3.0, 5.4) + answer)
+    assert not stopped(spoken(3.0, 5.8) + answer) and not stopped(spoken(3.0, 5.4) + spoken(6.5, 6.9) + answer)
+
+
 def test_count_is_exact_only_with_the_right_last_word():
     expected = {"kind": "count", "total": 2, "times": [3.0, 5.0], "until": 7.0}
     one, two, three = spoken(3.2, 3.6, "one"), spoken(5.2, 5.6, "two"), spoken(6.0, 6.4, "three")
