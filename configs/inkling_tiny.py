@@ -41,6 +41,13 @@ CONFIG = ExperimentConfig(
     # Time and sight take the most exposure to learn.
     data=DataConfig(window_turns=160, window_tokens=328, shares=Shares(timer=4.0, barge_in=2.4, count=6.0, watch=0.8)),
     train=TrainConfig(
-        batch_size=8, steps=1040, ema=0.99, remat=False, eval_every=200, checkpoint_every=100, eval_conversations=16
+        batch_size=8,
+        steps=3900,
+        cooldown=0.2,
+        ema=0.99,
+        remat=False,
+        eval_every=200,
+        checkpoint_every=100,
+        eval_conversations=16,
     ),
 )
