@@ -183,6 +183,20 @@ def test_a_batch_is_the_same_whoever_makes_its_rows():
     _same(part, jax.tree.map(lambda x: x[[1, 3]], whole))
 
 
+def test_only_training_hears_spliced_requests():
+    """Held-out users say what the bank holds, whatever the share of splices."""
+    bank = pipeline.open_bank(CONFIG.bank)
+
+    def requests(split, share):
+        behaviour = dataclasses.replace(CONFIG.behaviour, splice_share=share)
+        simulator = Simulator(dataclasses.replace(CONFIG, behaviour=behaviour), SPEC, bank, split)
+        users = [u for i in range(3) for u in simulator.conversation(i, "command").of(UserSpeech)]
+        return [(u.start_s, [w.text for w in u.words]) for u in users]
+
+    assert requests("heldout", 0.0) == requests("heldout", 1.0)
+    assert requests("train", 0.0) != requests("train", 1.0)
+
+
 def test_rows_stay_within_their_budget():
     source = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 6, "train")
     for index in range(3):
