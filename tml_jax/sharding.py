@@ -6,7 +6,7 @@ axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis that doesn't d
 replicated.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,6 +68,24 @@ def current_mesh() -> AbstractMesh | None:
     """The mesh in use (`jax.set_mesh`), or None where there is one device or none was set."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any, ...], out_axes: Any) -> Any:
+    """Runs `f` on each device's own part of its arguments (`jax.shard_map`); with one device, just runs it.
+
+    Args:
+      f: what needs nothing from other devices.
+      args: arrays, or trees of arrays. axes: their logical axes, as tuples. out_axes: the same of what `f` returns.
+    """
+    mesh = current_mesh()
+    if mesh is None:
+        return f(*args)
+
+    def specs(tree: Any, axes: Any) -> Any:
+        return jax.tree.map(lambda x, a: partition_spec(a, x.shape, mesh), tree, axes)
+
+    out_specs = specs(jax.eval_shape(f, *args), out_axes)
+    return jax.shard_map(f, mesh=mesh, in_specs=specs(args, axes), out_specs=out_specs, check_vma=False)(*args)
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:

@@ -16,9 +16,6 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul import routing
 
-# Calls of at most this many rows (a micro-turn of a few sessions) take `few_rows_mlp`.
-FEW_ROWS = 256
-
 
 def tile_rows(m: int) -> tuple[int, int]:
     """Rows of a large and of a small tile, from the static number of rows only."""
@@ -27,10 +24,9 @@ def tile_rows(m: int) -> tuple[int, int]:
 
 
 @jax.custom_vjp
-def grouped_matmul(
+def _grouped_matmul(
     lhs: Float[Array, "m k"], rhs: Float[Array, "e k n"], group_sizes: Int[Array, " e"]
 ) -> Float[Array, "m n"]:
-    """See `api.grouped_matmul`."""
     m, n = lhs.shape[0], rhs.shape[2]
     if m == 0:
         return jnp.zeros((m, n), lhs.dtype)
@@ -75,7 +71,7 @@ def _write(out: Array, y: Array, at: Array, mine: Array | None) -> Array:
 
 
 def _grouped_matmul_fwd(lhs: Array, rhs: Array, group_sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return grouped_matmul(lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
+    return _grouped_matmul(lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
 
 
 def _grouped_matmul_bwd(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
@@ -109,61 +105,28 @@ def _grouped_matmul_bwd(saved: tuple[Array, Array, Array], grad: Array) -> tuple
     return d_lhs, d_rhs, None
 
 
-grouped_matmul.defvjp(_grouped_matmul_fwd, _grouped_matmul_bwd)
-
-sorted_mlp = functools.partial(routing.sorted_mlp, grouped_matmul)
+_grouped_matmul.defvjp(_grouped_matmul_fwd, _grouped_matmul_bwd)
 
 
-def expert_mlp(x: Array, expert_ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
-    """See `api.expert_mlp`."""
-    few = 0 < expert_ids.size <= FEW_ROWS
-    return (few_rows_mlp if few else sorted_mlp)(x, expert_ids, weights, gate_up, down)
+def grouped_matmul(
+    lhs: Float[Array, "m k"],
+    rhs: Float[Array, "e k n"],
+    group_sizes: Int[Array, " e"],
+    row_scale: Float[Array, " m"] | None = None,
+) -> Float[Array, "m n"]:
+    """See `api.grouped_matmul`."""
+    y = _grouped_matmul(lhs, rhs, group_sizes)
+    return y if row_scale is None else y * row_scale[:, None].astype(y.dtype)
 
 
-@jax.custom_vjp
-def few_rows_mlp(
-    x: Float[Array, "t d"],
-    expert_ids: Int[Array, "t k"],
-    weights: Float[Array, "t k"],
-    gate_up: Float[Array, "e d f2"],
-    down: Float[Array, "e f d"],
-) -> Float[Array, "t d"]:
-    """The whole MLP tile after tile in one loop, which turns once for each tile that has rows.
-
-    An expert's last tile runs on into the next expert's rows; what it writes there is overwritten when their own
-    tile comes, or dropped.
-    """
-    (tokens, k), experts = expert_ids.shape, gate_up.shape[0]
-    rows = tokens * k
-    tile = 4 if rows <= 32 else 8
-    order, inverse, sizes = routing.sort_by_expert(expert_ids, experts)
-    tiles = (sizes + tile - 1) // tile
-    last = jnp.cumsum(tiles)
-    index = jnp.arange(-(-rows // tile) + min(experts, rows))
-    owner = jnp.minimum(jnp.sum(index[:, None] >= last, axis=1, dtype=jnp.int32), experts - 1)
-    start = (jnp.cumsum(sizes) - sizes)[owner] + (index - (last - tiles)[owner]) * tile
-    sorted_x = jnp.take(x, jnp.pad(order // k, (0, tile)), axis=0, mode="clip")
-
-    def one(i: Array, out: Array) -> Array:
-        gate_up_e = lax.dynamic_index_in_dim(gate_up, owner[i], keepdims=False)
-        down_e = lax.dynamic_index_in_dim(down, owner[i], keepdims=False)
-        hidden = routing.swiglu(lax.dynamic_slice_in_dim(sorted_x, start[i], tile) @ gate_up_e)
-        return lax.dynamic_update_slice_in_dim(out, hidden @ down_e, start[i], 0)
-
-    out = lax.fori_loop(0, last[-1], one, jnp.zeros((rows + tile, down.shape[2]), x.dtype))
-    y = jnp.take(out, inverse, axis=0, mode="clip")
-    return routing.combine(y, expert_ids, weights, experts)
+def grouped_swiglu(
+    lhs: Float[Array, "m d"], gate_up: Float[Array, "e 2 d f"], group_sizes: Int[Array, " e"]
+) -> Float[Array, "m f"]:
+    """See `api.grouped_swiglu`: one product with gate and up side by side."""
+    experts, _, d, f = gate_up.shape
+    beside = jnp.swapaxes(gate_up, 1, 2).reshape(experts, d, 2 * f)
+    y = _grouped_matmul(lhs, beside, group_sizes)
+    return jax.nn.silu(y[:, :f]) * y[:, f:]
 
 
-def _few_rows_fwd(*args: Array) -> tuple[Array, tuple[Array, ...]]:
-    return few_rows_mlp(*args), args
-
-
-def _few_rows_bwd(args: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
-    x, expert_ids, weights, gate_up, down = args
-    _, vjp = jax.vjp(lambda x, w, g, d: sorted_mlp(x, expert_ids, w, g, d), x, weights, gate_up, down)
-    d_x, d_weights, d_gate_up, d_down = vjp(grad)
-    return d_x, None, d_weights, d_gate_up, d_down
-
-
-few_rows_mlp.defvjp(_few_rows_fwd, _few_rows_bwd)
+expert_mlp = functools.partial(routing.sorted_mlp, grouped_swiglu, grouped_matmul)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-GroupedMatmul = Callable[[Array, Array, Array], Array]
+GroupedMatmul = Callable[..., Array]
 Tile = Callable[[Array, int, "Array | None", Any], Any]
 
 
@@ -30,17 +30,15 @@ def sort_by_expert(
     return order, inverse, jnp.sum(flat[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
 
 
-def swiglu(gate_up: Float[Array, "r f2"]) -> Float[Array, "r f"]:
-    """``silu(gate) * up`` of gate and up side by side."""
-    gate, up = jnp.split(gate_up, 2, axis=-1)
-    return jax.nn.silu(gate) * up
+def swiglu(halves: Float[Array, "2 r f"]) -> Float[Array, "r f"]:
+    """``silu(gate) * up``."""
+    return jax.nn.silu(halves[0]) * halves[1]
 
 
-def combine(y: Float[Array, "r d"], expert_ids: Array, weights: Array, experts: int) -> Float[Array, "t d"]:
-    """The weighted sum of each token's rows; y [T k, D] is in the order of the choices."""
-    tokens, k = expert_ids.shape
+def combine(y: Float[Array, "r d"], expert_ids: Array, experts: int) -> Float[Array, "t d"]:
+    """The sum of each token's rows, weighted already; y [T k, D] is in the order of the choices."""
     used = (expert_ids < experts)[:, :, None]
-    return jnp.sum(jnp.where(used, y.reshape(tokens, k, -1) * weights[:, :, None], 0), axis=1)
+    return jnp.sum(jnp.where(used, y.reshape(*expert_ids.shape, -1), 0), axis=1)
 
 
 @jax.custom_vjp
@@ -80,18 +78,20 @@ _collect.defvjp(_collect_fwd, _collect_bwd)
 
 
 def sorted_mlp(
+    grouped_swiglu: GroupedMatmul,
     grouped_matmul: GroupedMatmul,
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
     weights: Float[Array, "t k"],
-    gate_up: Float[Array, "e d f2"],
+    gate_up: Float[Array, "e 2 d f"],
     down: Float[Array, "e f d"],
 ) -> Float[Array, "t d"]:
-    """`api.expert_mlp` as two grouped matmuls over sorted rows."""
+    """`api.expert_mlp` as two grouped products over sorted rows."""
     experts = gate_up.shape[0]
     if x.shape[0] == 0:
         return jnp.zeros_like(x)
     order, inverse, sizes = sort_by_expert(expert_ids, experts)
-    hidden = swiglu(grouped_matmul(_spread(x, order, inverse), gate_up, sizes))
-    y = _collect(grouped_matmul(hidden, down, sizes), order, inverse)
-    return combine(y, expert_ids, weights, experts)
+    hidden = grouped_swiglu(_spread(x, order, inverse), gate_up, sizes)
+    scale = _collect(weights.reshape(-1, 1), inverse, order)[:, 0]
+    y = _collect(grouped_matmul(hidden, down, sizes, scale), order, inverse)
+    return combine(y, expert_ids, experts)

@@ -130,8 +130,8 @@ def test_import_fills_every_weight_of_the_reference(published, imported):
     ref = reference().state_dict()
     layer = "model.language_model.layers.4."  # the second repeat of the first layer of the unit
     gate_up = ref[layer + "mlp.experts.gate_up_proj"].numpy()  # [experts, gate then up, d]
-    np.testing.assert_array_equal(text["unit_0"]["mlp"]["gate_up"][1, :, :, 0, :], gate_up[:, :20].swapaxes(1, 2))
-    np.testing.assert_array_equal(text["unit_0"]["mlp"]["gate_up"][1, :, :, 1, :], gate_up[:, 20:].swapaxes(1, 2))
+    np.testing.assert_array_equal(text["unit_0"]["mlp"]["gate_up"][1, :, 0], gate_up[:, :20].swapaxes(1, 2))
+    np.testing.assert_array_equal(text["unit_0"]["mlp"]["gate_up"][1, :, 1], gate_up[:, 20:].swapaxes(1, 2))
     query = ref[layer + "self_attn.q_proj.weight"].numpy()
     np.testing.assert_array_equal(text["unit_0"]["attn"]["q"]["w"][1].reshape(32, 36), query.T)
 

@@ -1,15 +1,13 @@
 """The live step equals the offline forward, slot by slot, and sessions know nothing of each other."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.model import tiny
+from tests.model.live import stream
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.model.state import block_size, cache_shape
-from tml_jax.model.step import micro_turn_step
-from tml_jax.model.transformer import Transformer
 from tml_jax.streams.micro_turn import MicroTurnOutput
 
 TURNS = 300
@@ -23,35 +21,6 @@ def model(request):
 @pytest.fixture(scope="module")
 def params(model):
     return tiny.random_params(model)
-
-
-def recording_step(model):
-    """The step, returning the logits that decided as well: [slots, output tokens, vocabulary]."""
-
-    def step(params, state, inputs, rng):
-        seen, original = [], Transformer.logits
-
-        def logits(self, hidden):
-            seen.append(original(self, hidden))
-            return seen[-1]
-
-        Transformer.logits = logits
-        try:
-            state, out = micro_turn_step(model.net(params), model.control, state, inputs, rng)
-        finally:
-            Transformer.logits = original
-        return state, (out, jnp.stack(seen[::2], axis=1))  # every second one is the `heard` head's
-
-    return jax.jit(step)
-
-
-def stream(model, params, inputs, keys):
-    step, state = recording_step(model), model.init_state(inputs.active.shape[0])
-    outs = []
-    for turn in range(inputs.active.shape[1]):
-        state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
-        outs.append(jax.device_get(out))
-    return jax.tree.map(lambda *x: np.stack(x, axis=1), *outs), state
 
 
 @pytest.fixture(scope="module")

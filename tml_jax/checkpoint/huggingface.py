@@ -55,9 +55,9 @@ LAYER = (
     ("mlp.down.w", "mlp.w2_md.weight", "d f -> f d"),
     ("mlp.router", "mlp.gate.weight", "e d -> e d"),
     ("mlp.correction", "mlp.gate.bias", "e -> e"),
-    ("mlp.gate_up", "mlp.experts.w13_weight", "e (f gate_up) d -> e d gate_up f"),
+    ("mlp.gate_up", "mlp.experts.w13_weight", "e (f gate_up) d -> e gate_up d f"),
     ("mlp.down", "mlp.experts.w2_weight", "e d f -> e f d"),
-    ("mlp.shared_gate_up", "mlp.shared_experts.shared_w13_weight", "s (f gate_up) d -> s d gate_up f"),
+    ("mlp.shared_gate_up", "mlp.shared_experts.shared_w13_weight", "s (f gate_up) d -> s gate_up d f"),
     ("mlp.shared_down", "mlp.shared_experts.shared_w2_weight", "s d f -> s f d"),
     ("mlp_conv.w", "mlp_sconv.weight", "c 1 tap -> tap c"),
 )

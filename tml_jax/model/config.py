@@ -115,6 +115,21 @@ class StateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class NumericsConfig:
+    """In what order sums are made. With both set, training and a live stream compute the same bits.
+
+    Attributes:
+      key_block: attention adds keys up in blocks of so many positions, counted from a conversation's beginning. None:
+        all at once on a CPU; a TPU's kernels have blocks of 256.
+      row_tile: what is computed for each token by itself is computed for so many tokens at a time, wherever they
+        come from. None: for all that there are, the fastest.
+    """
+
+    key_block: int | None = None
+    row_tile: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class InteractionConfig:
     """A whole interaction model: Inkling backbone, stream, and our heads."""
 
@@ -124,6 +139,7 @@ class InteractionConfig:
     flow: FlowConfig = FlowConfig()
     clock: ClockConfig = ClockConfig()
     state: StateConfig = StateConfig()
+    numerics: NumericsConfig = NumericsConfig()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict that `from_json` reads back."""

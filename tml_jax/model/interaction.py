@@ -137,7 +137,7 @@ class InteractionModel:
         patches = jnp.where(speaking[..., None, None], mel, 0).reshape(b, n * o, -1)
         previous = jnp.pad(patches, ((0, 0), (1, 0), (0, 0)))[:, :-1].reshape(b, n, o, -1)
         with jax.named_scope("unembed"):
-            logits, heard = net.transformer.logits(hidden), net.heard_logits(hidden)
+            logits, heard = net.logits(hidden), net.heard_logits(hidden)
         return Predictions(logits, heard, hidden, slot_real, previous, load)
 
 

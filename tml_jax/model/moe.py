@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.expert_gemv import api as expert_gemv
 from pallas_kernels.grouped_matmul import api as grouped_matmul
 from tml_jax import sharding
 from tml_jax.model.config import TextConfig
@@ -46,9 +47,10 @@ class Moe(nnx.Module):
         self.router = make.table((self.routed + self.shared, d), (None, "embed"), 1 / math.sqrt(d))
         self.correction = make.full((self.routed,), (None,), 0.0, dtype=jnp.float32)
         self.scale = make.full((1,), (None,), 1.0, dtype=jnp.float32)
-        self.gate_up = make.matrix((self.routed, d, 2, f), ("expert", "embed", None, "expert_mlp"), (1,), (0,))
+        # Gate and up are planes of their own: side by side in the last two axes a TPU would pad and copy them.
+        self.gate_up = make.matrix((self.routed, 2, d, f), ("expert", None, "embed", "expert_mlp"), (2,), (0,))
         self.down = make.matrix((self.routed, f, d), ("expert", "expert_mlp", "embed"), (1,), (0,))
-        self.shared_gate_up = make.matrix((self.shared, d, 2, f), (None, "embed", None, "expert_mlp"), (1,), (0,))
+        self.shared_gate_up = make.matrix((self.shared, 2, d, f), (None, None, "embed", "expert_mlp"), (2,), (0,))
         self.shared_down = make.matrix((self.shared, f, d), (None, "expert_mlp", "embed"), (1,), (0,))
 
     def route(self, x: Float[Array, "t d"]) -> tuple[Int[Array, "t k"], Float[Array, "t k"], Float[Array, "t s"]]:
@@ -65,7 +67,7 @@ class Moe(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "b t d"], valid: Array | None = None
-    ) -> tuple[Float[Array, "b t d"], Float[Array, " e"]]:
+    ) -> tuple[Float[Array, "b t d"], Int[Array, "b t k"]]:
         """Runs the experts.
 
         Args:
@@ -73,7 +75,7 @@ class Moe(nnx.Module):
           valid: bool [B, T], tokens that are real: others use no expert and don't count in the load. None: all.
 
         Returns:
-          [B, T, D], and how many tokens chose each routed expert, float32 [E].
+          [B, T, D], and the experts that each token chose, int32 [B, T, k]; a token that isn't real: past the last.
         """
         flat = x.reshape(-1, x.shape[-1])
         with jax.named_scope("route"):
@@ -82,14 +84,13 @@ class Moe(nnx.Module):
                 # An expert id past the last one is dropped: padding costs nothing and can't disturb anyone.
                 ids = jnp.where(valid.reshape(-1, 1), ids, self.routed)
                 weights = jnp.where(valid.reshape(-1, 1), weights, 0)
-            load = jnp.sum(ids[:, :, None] == jnp.arange(self.routed), axis=(0, 1)).astype(jnp.float32)
         with jax.named_scope("experts"):
             y = _experts(flat, ids, weights.astype(x.dtype), self.gate_up[...], self.down[...])
         with jax.named_scope("shared_experts"):
-            gate, up = jnp.moveaxis(jnp.einsum("td,sdgf->tsgf", flat, self.shared_gate_up[...]), 2, 0)
+            gate, up = jnp.einsum("td,sgdf->gtsf", flat, self.shared_gate_up[...])
             hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
             y = y + jnp.einsum("tsf,sfd->td", hidden, self.shared_down[...])
-        return y.reshape(x.shape), load
+        return y.reshape(x.shape), ids.reshape(*x.shape[:2], self.k)
 
 
 def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
@@ -98,7 +99,7 @@ def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) 
     if mesh is None:
         return _local_experts(x, ids, weights, gate_up, down)
     rows = sharding.partition_spec(("batch", None), x.shape, mesh)
-    up_spec = sharding.partition_spec(("expert", "embed", None, "expert_mlp"), gate_up.shape, mesh)
+    up_spec = sharding.partition_spec(("expert", None, "embed", "expert_mlp"), gate_up.shape, mesh)
     down_spec = sharding.partition_spec(("expert", "expert_mlp", "embed"), down.shape, mesh)
     body = functools.partial(_experts_of_this_device, up_spec=up_spec, mesh=mesh)
     run = jax.shard_map(
@@ -110,8 +111,8 @@ def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) 
 def _experts_of_this_device(
     x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, *, up_spec: PartitionSpec, mesh: AbstractMesh
 ) -> Array:
-    if up_spec[1]:  # fully sharded weights: gather this layer's, for as long as it needs them
-        gate_up = jax.lax.all_gather(gate_up, "fsdp", axis=1, tiled=True)
+    if up_spec[2]:  # fully sharded weights: gather this layer's, for as long as it needs them
+        gate_up = jax.lax.all_gather(gate_up, "fsdp", axis=2, tiled=True)
         down = jax.lax.all_gather(down, "fsdp", axis=2, tiled=True)
     own = gate_up.shape[0]
     if up_spec[0]:
@@ -126,5 +127,5 @@ def _experts_of_this_device(
 
 
 def _local_experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
-    e, d, _, f = gate_up.shape
-    return grouped_matmul.expert_mlp(x, ids, weights, gate_up.reshape(e, d, 2 * f), down)
+    few = expert_gemv.is_few(*ids.shape)
+    return (expert_gemv.expert_gemv if few else grouped_matmul.expert_mlp)(x, ids, weights, gate_up, down)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.embed import AudioEmbed, Clock, TextEmbed, VisionEmbed
 from tml_jax.model.flow_head import FlowHead
-from tml_jax.model.primitives import Declare, Linear, RMSNorm
+from tml_jax.model.primitives import Declare, Linear, RMSNorm, in_tiles
 from tml_jax.model.transformer import Transformer
 from tml_jax.streams.micro_turn import MicroTurnInput
 
@@ -25,6 +25,7 @@ class InteractionNet(nnx.Module):
     def __init__(self, make: Declare, config: InteractionConfig) -> None:
         spec, d = config.stream, config.text.hidden_size
         self.max_output = spec.max_output
+        self.row_tile = config.numerics.row_tile
         self.patch = spec.mel_frames_per_patch * spec.mel_bins
         self.text = TextEmbed(make, config.text)
         self.audio = AudioEmbed(make, config)
@@ -38,6 +39,9 @@ class InteractionNet(nnx.Module):
 
     def embed_inputs(self, inputs: MicroTurnInput) -> tuple[Float[Array, "*b s d"], Bool[Array, "*b s"]]:
         """Input blocks [...] -> all slots [..., S, D], and which are real. The first real one carries the clock."""
+        return in_tiles(self._embed_inputs, self.row_tile, inputs.turn.ndim, inputs)
+
+    def _embed_inputs(self, inputs: MicroTurnInput) -> tuple[Array, Array]:
         audio = self.audio(inputs.audio)
         patches = self.vision(inputs.patches)
         text = self.text(inputs.text)
@@ -62,13 +66,37 @@ class InteractionNet(nnx.Module):
         self, tokens: Int[Array, "*b"], mel: Float[Array, "*b f m"], speaking: Bool[Array, "*b"]
     ) -> Float[Array, "*b d"]:
         """Output tokens as the trunk reads them back: the token, and the mel patch where it carries one."""
-        x = self.text(tokens)
-        patch = self.mel_in(mel.reshape(*mel.shape[:-2], self.patch).astype(x.dtype))
-        return x + jnp.where(speaking[..., None], patch, 0)
+
+        def embed(tokens: Array, mel: Array, speaking: Array) -> Array:
+            x = self.text(tokens)
+            patch = self.mel_in(mel.reshape(*mel.shape[:-2], self.patch).astype(x.dtype))
+            return x + jnp.where(speaking[..., None], patch, 0)
+
+        return in_tiles(embed, self.row_tile, tokens.ndim, tokens, mel, speaking)
+
+    def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """The next output token, from the hidden state that decides."""
+        return in_tiles(self.transformer.logits, self.row_tile, hidden.ndim - 1, hidden)
 
     def heard_logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """The user's word that has just ended, from the hidden state that decides."""
-        return self.transformer.logits(self.heard_norm(self.heard(hidden)))
+
+        def heard(hidden: Array) -> Array:
+            return self.transformer.logits(self.heard_norm(self.heard(hidden)))
+
+        return in_tiles(heard, self.row_tile, hidden.ndim - 1, hidden)
+
+    def draw_mel(
+        self, hidden: Float[Array, "b d"], token: Int[Array, " b"], previous: Float[Array, "b f m"], keys: Array
+    ) -> Float[Array, "b f m"]:
+        """Draws the mel patch that goes with a token; `keys` holds each session's random key."""
+
+        def draw(hidden: Array, token: Array, previous: Array, keys: Array) -> Array:
+            condition = self.flow.condition(hidden, self.text(token), previous.reshape(*token.shape, -1))
+            patch = self.flow.sample(condition.reshape(token.size, -1), keys.reshape(token.size, 2))
+            return patch.reshape(*token.shape, -1)
+
+        return in_tiles(draw, self.row_tile, 1, hidden, token, previous, keys).reshape(previous.shape)
 
 
 @dataclasses.dataclass(frozen=True)

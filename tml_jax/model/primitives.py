@@ -7,6 +7,7 @@ declaration. `Declare.stack` adds a leading "layers" axis, for layers that are s
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,6 +66,33 @@ class Declare:
         return nnx.Param(init(shape, dtype or self.dtype), axes=axes, matrix=roles)
 
 
+def in_tiles(f: Callable[..., Any], tile: int | None, lead: int, *args: Any) -> Any:
+    """Calls `f` with all rows, or `tile` rows at a time, so that a row's bits don't depend on how many there are.
+
+    A compiler sums a row of a small matrix in another order than the same row of a large one. With tiles it compiles
+    one shape. There are always two tiles or more: a loop that turns once would be dissolved into what is around it.
+
+    Args:
+      f: rowwise: of arrays [*rows, ...] to arrays [*rows, ...]; it gets tiles as rows [1, tile].
+      tile: rows at a time. None: all.
+      lead: how many leading axes of the arguments are rows.
+      args: arrays, or trees of arrays, with the same leading axes.
+    """
+    if tile is None:
+        return f(*args)
+    shape = jax.tree.leaves(args)[0].shape[:lead]
+    rows = math.prod(shape)
+    tiles = max(2, -(-rows // tile))
+
+    def split(x: Array) -> Array:
+        x = x.reshape(rows, *x.shape[lead:])
+        x = jnp.pad(x, ((0, tiles * tile - rows), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(tiles, 1, tile, *x.shape[1:])
+
+    y = jax.lax.map(lambda tiled: f(*tiled), jax.tree.map(split, args))
+    return jax.tree.map(lambda x: x.reshape(tiles * tile, *x.shape[3:])[:rows].reshape(*shape, *x.shape[3:]), y)
+
+
 class Linear(nnx.Module):
     """``y = x . w`` over the last axis of x; w is [in, *out], without a bias."""
 
@@ -93,8 +121,9 @@ class RMSNorm(nnx.Module):
 class ShortConv(nnx.Module):
     """Depthwise causal convolution with a residual, in float32; it remembers its last ``width - 1`` inputs."""
 
-    def __init__(self, make: Declare, size: int, width: int, axis: str | None) -> None:
+    def __init__(self, make: Declare, size: int, width: int, axis: str | None, row_tile: int | None = None) -> None:
         self.w = make.table((width, size), (None, axis), 0.5 / width, dtype=jnp.float32)
+        self.row_tile = row_tile
 
     def __call__(
         self, x: Float[Array, "b t d"], state: Float[Array, "b w d"] | None, count: Int[Array, " b"] | None
@@ -114,9 +143,8 @@ class ShortConv(nnx.Module):
         y = x.astype(jnp.float32)
         before = jnp.zeros((x.shape[0], width - 1, x.shape[2]), jnp.float32) if state is None else state
         padded = jnp.concatenate([before, y], axis=1)
-        out = y
-        for tap in range(width):
-            out = out + w[tap] * jax.lax.slice_in_dim(padded, tap, tap + length, axis=1)
+        taps = [jax.lax.slice_in_dim(padded, tap, tap + length, axis=1) for tap in range(width)]
+        out = in_tiles(lambda y, *taps: sum((w[i] * x for i, x in enumerate(taps)), y), self.row_tile, 2, y, *taps)
         if state is not None:
             index = count[:, None] + jnp.arange(width - 1)
             state = jnp.take_along_axis(padded, index[:, :, None], axis=1)

@@ -1,10 +1,9 @@
 """`StreamState`: everything that a live conversation is, on the device.
 
 Per layer: a key/value cache and the inputs that four short convolutions remember. A local layer's cache is a
-ring; a global layer's cache holds the first `sinks` tokens for good and a ring for the rest. The token at
-position p lives at cache slot p if p < sinks, else at ``sinks + (p - sinks) % ring``. Which position a slot
-holds follows from the session's length alone, so positions are not stored and stale slots cannot be seen.
-Rings are one block longer than what a query may look back on, so that a block is written before it attends.
+ring; a global layer's cache holds the first `sinks` tokens for good and a ring for the rest (which slot holds
+which position is `pallas_kernels.streaming_attention.cache`'s to say). Rings are one block longer than what a query
+may look back on, so that a block is written before it attends.
 """
 
 import dataclasses
@@ -12,8 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
+from pallas_kernels.streaming_attention.cache import KVCache
 from tml_jax.model.config import InteractionConfig, LayerType
 from tml_jax.model.plan import layer_plan
 
@@ -28,12 +28,11 @@ class LayerState:
     """One layer's memory; stacked layers have one more leading axis.
 
     Attributes:
-      k, v: [B, capacity, kv_heads, head_dim], keys (normed) and values.
+      cache: keys (normed) and values [B, kv_heads, capacity, head_dim].
       conv_k, conv_v: [B, width - 1, kv_heads * head_dim] float32; conv_attn, conv_mlp: [B, width - 1, d] float32.
     """
 
-    k: Any
-    v: Any
+    cache: KVCache
     conv_k: Any
     conv_v: Any
     conv_attn: Any
@@ -78,11 +77,12 @@ def block_size(config: InteractionConfig) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class CacheShape:
-    """How a layer's cache is laid out: pinned slots, ring slots, and how far back a query looks."""
+    """How a layer's cache is laid out, and how far back a query looks; key_block: see `NumericsConfig`."""
 
     sinks: int
     ring: int
     window: int
+    key_block: int | None
 
     @property
     def capacity(self) -> int:
@@ -97,8 +97,9 @@ def cache_shape(config: InteractionConfig, layer_type: LayerType) -> CacheShape:
         window, sinks = config.text.sliding_window_size, 0
     else:
         window, sinks = config.state.global_window, config.state.sinks
-    ring = -(-(window + block - 1) // 8) * 8
-    return CacheShape(sinks=sinks, ring=ring, window=window)
+    unit = config.numerics.key_block or 8
+    ring = -(-(window + block - 1) // unit) * unit
+    return CacheShape(sinks=sinks, ring=ring, window=window, key_block=config.numerics.key_block)
 
 
 def declare_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:
@@ -127,11 +128,11 @@ def _declare_layer(config: InteractionConfig, kind: LayerType, slots: int, repea
     def leaf(shape: tuple[int, ...], leaf_dtype: Any, axes: tuple[str | None, ...]) -> Leaf:
         return Leaf((repeats, *shape), leaf_dtype, ("layers", *axes)) if repeats else Leaf(shape, leaf_dtype, axes)
 
-    kv = leaf((slots, cache_shape(config, kind).capacity, heads, dim), dtype, ("slot", "cache", "kv_heads", None))
+    kv = leaf((slots, heads, cache_shape(config, kind).capacity, dim), dtype, ("slot", "kv_heads", "cache", None))
     taps = text.conv_kernel_size - 1
     conv_kv = leaf((slots, taps, heads * dim), jnp.float32, ("slot", None, "kv_heads"))
     conv_d = leaf((slots, taps, text.hidden_size), jnp.float32, ("slot", None, None))
-    return LayerState(k=kv, v=kv, conv_k=conv_kv, conv_v=conv_kv, conv_attn=conv_d, conv_mlp=conv_d)
+    return LayerState(cache=KVCache(kv, kv), conv_k=conv_kv, conv_v=conv_kv, conv_attn=conv_d, conv_mlp=conv_d)
 
 
 def is_leaf(x: object) -> bool:
@@ -153,38 +154,8 @@ def reset_slots(state: StreamState, mask: Bool[Array, " b"]) -> StreamState:
         return jnp.where(mask.reshape(shape), jnp.zeros((), x.dtype), x)
 
     layers = {
-        name: jax.tree.map(lambda x, axis=int(layer.k.ndim == 5): clear(x, axis), layer)
+        name: jax.tree.map(lambda x, axis=int(layer.conv_k.ndim == 4): clear(x, axis), layer)
         for name, layer in state.layers.items()
     }
     rest = {f.name: clear(getattr(state, f.name), 0) for f in dataclasses.fields(state) if f.name != "layers"}
     return StreamState(layers=layers, **rest)
-
-
-def cache_positions(shape: CacheShape, length: Int[Array, " b"]) -> Int[Array, "b c"]:
-    """The token position that each cache slot holds once `length` tokens were written; negative: none yet."""
-    slot = jnp.arange(shape.capacity)
-    newest = length[:, None] - 1
-    turn = (newest - slot) // shape.ring  # how often the ring has gone round this slot since its first use
-    return jnp.where(
-        slot < shape.sinks, jnp.where(slot <= newest, slot, -1), jnp.where(turn < 0, -1, slot + turn * shape.ring)
-    )
-
-
-def cache_slots(shape: CacheShape, positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
-    """The cache slot of each token position."""
-    return jnp.where(positions < shape.sinks, positions, shape.sinks + (positions - shape.sinks) % shape.ring)
-
-
-def write_cache(
-    shape: CacheShape,
-    cache: Float[Array, "b c h k"],
-    new: Float[Array, "b t h k"],
-    start: Int[Array, " b"],
-    count: Int[Array, " b"],
-) -> Float[Array, "b c h k"]:
-    """Writes the first `count` [B] of T new tokens at positions `start` [B] and on; other slots keep their bits."""
-    offsets = jnp.arange(new.shape[1])
-    slots = cache_slots(shape, start[:, None] + offsets)
-    slots = jnp.where(offsets < count[:, None], slots, shape.capacity + offsets)  # out of range: dropped
-    rows = jnp.arange(cache.shape[0])[:, None]
-    return cache.at[rows, slots].set(new.astype(cache.dtype), mode="drop", unique_indices=True)

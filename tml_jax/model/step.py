@@ -76,13 +76,12 @@ def _write(
 ) -> _Written:
     """Decides the token, then draws the mel patch that goes with it."""
     with jax.named_scope("decide"):
-        token = jnp.argmax(net.transformer.logits(hidden), axis=-1).astype(jnp.int32)
+        token = jnp.argmax(net.logits(hidden), axis=-1).astype(jnp.int32)
         heard = jnp.argmax(net.heard_logits(hidden), axis=-1).astype(jnp.int32)
         closes = (token == control.listen) | (token == control.delegate) | (token == control.end)
         speaking = writing & ~closes
     with jax.named_scope("speak"):
-        condition = net.flow.condition(hidden, net.text(token), previous.reshape(previous.shape[0], -1))
-        mel = net.flow.sample(condition, keys).reshape(previous.shape)
+        mel = net.draw_mel(hidden, token, previous, keys)
         mel = jnp.where(speaking[:, None, None], mel, 0)
     return _Written(writing, jnp.where(writing, token, 0), mel, speaking, jnp.where(writing, heard, 0))
 

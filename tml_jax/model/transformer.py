@@ -1,5 +1,6 @@
 """The Inkling decoder over embedded tokens: the same layers for whole sequences and for a live stream."""
 
+import dataclasses
 import math
 
 import jax
@@ -12,7 +13,7 @@ from tml_jax.model.attention import Attention
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.moe import DenseMlp, Moe
 from tml_jax.model.plan import LayerGroup, layer_plan
-from tml_jax.model.primitives import Declare, RMSNorm, ShortConv
+from tml_jax.model.primitives import Declare, RMSNorm, ShortConv, in_tiles
 from tml_jax.model.state import CacheShape, LayerState, StreamState, cache_shape
 
 
@@ -23,17 +24,18 @@ class DecoderLayer(nnx.Module):
         text = config.text
         d, eps, width = text.hidden_size, text.rms_norm_eps, text.conv_kernel_size
         self.attn_norm = RMSNorm(make, d, eps)
-        self.attn = Attention(make, text, group.layer_type)
-        self.attn_conv = ShortConv(make, d, width, None)
+        self.row_tile = config.numerics.row_tile
+        self.attn = Attention(make, text, group.layer_type, self.row_tile)
+        self.attn_conv = ShortConv(make, d, width, None, self.row_tile)
         self.mlp_norm = RMSNorm(make, d, eps)
         self.mlp = Moe(make, text) if group.mlp_type == "sparse" else DenseMlp(make, text)
-        self.mlp_conv = ShortConv(make, d, width, None)
+        self.mlp_conv = ShortConv(make, d, width, None, self.row_tile)
         self.cache: CacheShape = cache_shape(config, group.layer_type)
 
     def sequence(self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None) -> tuple[Array, Array]:
         """Whole sequences: [B, T, D] -> [B, T, D], and the expert load [E] ([0] for a dense layer)."""
         with jax.named_scope("attention"):
-            y = self.attn.attend_sequence(self.attn_norm(x), self.cache.window, self.cache.sinks)
+            y = self.attn.attend_sequence(self._norm(x), self.cache)
             y, _ = self.attn_conv(y, None, None)
             x = x + y
         y, load = self._feed_forward(x, valid)
@@ -45,20 +47,28 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Array, LayerState]:
         """A block of new tokens, `count` [B] of them real, at positions `start` [B] and on."""
         with jax.named_scope("attention"):
-            y, state = self.attn.attend_cache(self.attn_norm(x), state, start, count, self.cache)
+            y, state = self.attn.attend_cache(self._norm(x), state, start, count, self.cache)
             y, conv_attn = self.attn_conv(y, state.conv_attn, count)
             x = x + y
         valid = jnp.arange(x.shape[1]) < count[:, None]
         y, _ = self._feed_forward(x, valid)
         y, conv_mlp = self.mlp_conv(y, state.conv_mlp, count)
-        state = LayerState(state.k, state.v, state.conv_k, state.conv_v, conv_attn, conv_mlp)
+        state = dataclasses.replace(state, conv_attn=conv_attn, conv_mlp=conv_mlp)
         return sharding.constrain(x + y, ("slot", None, None)), state
 
+    def _norm(self, x: Array) -> Array:
+        return in_tiles(self.attn_norm, self.row_tile, 2, x)
+
     def _feed_forward(self, x: Array, valid: Array | None) -> tuple[Array, Array]:
+        """The block's result, and how many tokens chose each routed expert, float32 [E]; [0] for a dense block."""
         with jax.named_scope("mlp"):
-            if isinstance(self.mlp, Moe):
-                return self.mlp(self.mlp_norm(x), valid)
-            return self.mlp(self.mlp_norm(x)), jnp.zeros((0,), jnp.float32)
+            mlp = self.mlp
+            if isinstance(mlp, Moe):
+                y, ids = in_tiles(lambda x, valid: mlp(self.mlp_norm(x), valid), self.row_tile, 2, x, valid)
+                chosen = ids[..., None] == jnp.arange(mlp.routed)
+                return y, jnp.sum(chosen, axis=(0, 1, 2)).astype(jnp.float32)
+            y = in_tiles(lambda x: mlp(self.mlp_norm(x)), self.row_tile, 2, x)
+            return y, jnp.zeros((0,), jnp.float32)
 
 
 class Transformer(nnx.Module):
@@ -73,12 +83,16 @@ class Transformer(nnx.Module):
         self.unembed = make.table(
             (text.vocab_size, text.hidden_size), ("vocab", "embed"), 1 / math.sqrt(text.hidden_size)
         )
+        self.row_tile = config.numerics.row_tile
         self.mup = text.logits_mup_width_multiplier
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Final hidden states (normed) [..., D] -> logits [..., vocab_size], float32."""
         logits = jnp.einsum("...d,vd->...v", hidden / self.mup, self.unembed[...])
         return logits.astype(jnp.float32)
+
+    def _final(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        return in_tiles(self.norm, self.row_tile, 2, x)
 
     def _units(self) -> tuple[list[LayerGroup], list[nnx.GraphDef], list[nnx.State]]:
         groups = [g for g in self.plan if g.repeats]
@@ -114,7 +128,7 @@ class Transformer(nnx.Module):
 
             x, unit_loads = jax.lax.scan(jax.checkpoint(unit) if remat else unit, x, weights)
             loads |= {g.name: load for g, load in zip(groups, unit_loads, strict=True)}
-        return self.norm(x), {name: load for name, load in loads.items() if load.shape[-1]}
+        return self._final(x), {name: load for name, load in loads.items() if load.shape[-1]}
 
     def stream(
         self, x: Float[Array, "b t d"], state: StreamState, count: Int[Array, " b"]
@@ -143,4 +157,4 @@ class Transformer(nnx.Module):
             (x, caches), _ = jax.lax.scan(unit, (x, caches), (jnp.arange(groups[0].repeats), weights))
             layers |= {g.name: c for g, c in zip(groups, caches, strict=True)}
         fields = {"layers": layers, "length": start + count}
-        return self.norm(x), StreamState(**{**vars(state), **fields})
+        return self._final(x), StreamState(**{**vars(state), **fields})

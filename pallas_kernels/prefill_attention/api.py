@@ -1,0 +1,100 @@
+"""Attention within whole sequences, for training and long prompts, with Inkling's learned relative bias."""
+
+import functools
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import platform
+from pallas_kernels.prefill_attention import cpu, reference, tpu
+from pallas_kernels.prefill_attention.tiles import Tiling
+
+
+def prefill_attention(
+    q: Float[Array, "b t h k"],
+    k: Float[Array, "b t g k"],
+    v: Float[Array, "b t g k"],
+    r: Float[Array, "b t h r"],
+    profiles: Float[Array, "r e"],
+    document_start: Int[Array, "b t"] | None = None,
+    *,
+    window: int,
+    sinks: int = 0,
+    key_block: int | None = None,
+) -> Float[Array, "b t h k"]:
+    """Attends within sequences, from their first token.
+
+    The score of a query at p and a key at s is ``q . k + r . profiles[:, p - s]``, the second term only for
+    p - s < E. Key s is visible to query p if ``document_start <= s <= p`` and ``p - s < window`` or
+    ``s - document_start < sinks``. Query head h uses kv head ``h // (H // G)``.
+
+    Args:
+      q: [B, T, H, K], normed and scaled. k, v: [B, T, G, K]; k normed.
+      r: [B, T, H, R], relative states, scaled. profiles: [R, E].
+      document_start: int32 [B, T], where the document of each token began. None: at the sequence's first token.
+      window, sinks: see above.
+      key_block: keys are added up in blocks of so many positions, in rising order, as in `streaming_attention` with
+        the same `key_block`. None: 256 on a TPU, all keys at once elsewhere.
+
+    Returns:
+      [B, T, H, K] of q's dtype. Differentiable in q, k, v, r and profiles.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    b, t, h, dim = q.shape
+    groups = k.shape[2]
+    fits = k.shape == v.shape == (b, t, groups, dim) and h % groups == 0 and r.shape[:3] == (b, t, h)
+    if not fits or profiles.shape[0] != r.shape[3] or (document_start is not None and document_start.shape != (b, t)):
+        raise ValueError(
+            "prefill_attention needs q [B, T, H, K], k and v [B, T, G, K] with G dividing H, r [B, T, H, R], profiles "
+            f"[R, E] and document_start [B, T]; got {q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
+            f"{None if document_start is None else document_start.shape}."
+        )
+    if window < 1 or sinks < 0 or (key_block is not None and (key_block < 1 or sinks % key_block)):
+        raise ValueError(
+            "prefill_attention needs a window of at least 1 and sinks that its key_block divides; got window "
+            f"{window}, sinks {sinks}, key_block {key_block}."
+        )
+    chosen = platform.implementation()
+    if chosen in ("cpu", "reference"):
+        module = {"cpu": cpu, "reference": reference}[chosen]
+        return module.prefill_attention(
+            q, k, v, r, profiles, document_start, window=window, sinks=sinks, key_block=key_block
+        )
+    return _on_tpu(window, sinks, key_block, q, k, v, r, profiles, document_start)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _on_tpu(
+    window: int,
+    sinks: int,
+    key_block: int | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    r: Array,
+    profiles: Array,
+    document_start: Array | None,
+) -> Array:
+    rank, extent = profiles.shape
+    tiling = Tiling.of(q.shape[1], q.shape[2] // k.shape[2], rank, extent, window, sinks, key_block)
+    return tpu.attend(tiling, q, k, v, r, profiles, document_start)[0]
+
+
+def _fwd(window: int, sinks: int, key_block: int | None, *args: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
+    return _on_tpu(window, sinks, key_block, *args), args
+
+
+def _bwd(window: int, sinks: int, key_block: int | None, args: tuple[Array, ...], grad: Array) -> tuple:
+    """The gradient by plain jnp, chunk by chunk: there is no backward kernel yet."""
+    del key_block
+    *arrays, document_start = args
+
+    def plain(*arrays: Array) -> Array:
+        return cpu.prefill_attention(*arrays, document_start, window=window, sinks=sinks, key_block=None)
+
+    return (*jax.vjp(plain, *arrays)[1](grad.astype(arrays[0].dtype)), None)
+
+
+_on_tpu.defvjp(_fwd, _bwd)

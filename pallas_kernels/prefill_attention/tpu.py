@@ -1,0 +1,135 @@
+"""Prefill attention on a TPU: flash attention (Dao 2023, arXiv:2307.08691) with Inkling's relative bias.
+
+The grid is (sequences x kv heads, steps): a step is a tile of queries of all the heads that share a kv head, and a
+tile of keys. The list of steps (`tiles.steps`) holds only pairs of tiles that can see each other, so a window reads
+its own keys and no others; where documents make a step empty, nothing is fetched for it. Both dimensions of the
+shapes are static, so the list is a constant but for documents.
+
+Inside a step a loop goes over smaller tiles (`tpu_tile.Step`). Those far from the diagonal, which every query sees
+whole, need neither bias nor mask. An online softmax in float32 adds the key blocks up in rising order. A block or a
+key that a query does not see changes none of its bits: they depend on neither later tokens nor other sequences.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from pallas_kernels import platform
+from pallas_kernels.prefill_attention.layout import Layout
+from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles
+from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, skew, visible, wide, window
+
+
+def _kernel(
+    pairs: Any,
+    fetch: Any,
+    bounds: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    r: Any,
+    profiles: Any,
+    *refs: Any,
+    tiling: Tiling,
+    groups: int,
+    documents: bool,
+) -> None:
+    """One step. q [J, Tq, K], k, v [Tk, K], r [J, R, Tq], profiles [R, lanes]; out y [J, Tq, K], lse [J, Tq]."""
+    del fetch
+    start, refs = (refs[0], refs[1:]) if documents else (None, refs)
+    y, lse, m, l_, acc, relative, starts = refs
+    index, last = pl.program_id(1), pl.num_programs(1) - 1
+    tile = pairs[0, index]
+
+    @pl.when((index == 0) | (tile != pairs[0, jnp.maximum(index - 1, 0)]))
+    def _() -> None:
+        m[...] = jnp.full(m.shape, MASKED, jnp.float32)
+        l_[...] = jnp.zeros(l_.shape, jnp.float32)
+        acc[...] = jnp.zeros(acc.shape, jnp.float32)
+        for head in range(tiling.queries):
+            relative[head] = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
+        if start is not None:
+            starts[...] = column(start[...])
+
+    def add(row: Any, key: Any, near: bool = True) -> None:
+        rows = tiling.tokens if near else tiling.query_tile
+        tokens, keys, flat = pl.ds(row, rows), pl.ds(key, tiling.key_block), tiling.queries * rows
+        s = dot(q[:, tokens].reshape(flat, -1), k[keys], (1, 1))
+        seen = None
+        if near:
+            first = (step.query + row, step.key + key)
+            states = relative[:, tokens].reshape(flat, -1)
+            s = s + skew(dot(states, profiles[:, window(tiling, *first)]), tiling)
+            own = None if start is None else jnp.concatenate([starts[tokens]] * tiling.queries)
+            seen = visible(tiling, *first, own)
+            s = jnp.where(seen, s, MASKED)
+        before = m[:, tokens].reshape(flat, LANES)
+        after = jnp.maximum(before, jnp.max(s, axis=1, keepdims=True))
+        alpha = jnp.exp(before - after)
+        p = jnp.exp(s - wide(after, tiling.key_block))
+        if seen is not None:
+            p = jnp.where(seen, p, 0)  # also while nothing was visible, when exp gives one
+        total = alpha * l_[:, tokens].reshape(flat, LANES) + jnp.sum(p, axis=1, keepdims=True)
+        old = acc[:, tokens].reshape(flat, -1)
+        new = old * wide(alpha, old.shape[1]) + dot(p.astype(v.dtype), v[keys])
+        for ref, value in ((m, after), (l_, total), (acc, new)):
+            ref[:, tokens] = value.reshape(tiling.queries, rows, -1)
+
+    step = Step(
+        tiling,
+        tile * tiling.query_tile,
+        pairs[1, index] * tiling.key_tile,
+        bounds,
+        pl.program_id(0) // groups if documents else 0,
+    )
+    step.each(near=add, far=lambda key: add(0, key, near=False))
+
+    @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
+    def _() -> None:
+        for head in range(tiling.queries):
+            total = jnp.where(l_[head] == 0, 1, l_[head])
+            y[head] = (acc[head] / wide(total, acc.shape[2])).astype(y.dtype)
+            lse[head] = jnp.transpose(m[head] + jnp.log(total))[0]
+
+
+def attend(
+    tiling: Tiling, q: Array, k: Array, v: Array, r: Array, profiles: Array, document_start: Array | None
+) -> tuple[Float[Array, "b t h k"], Float[Array, "bg j tq"]]:
+    """The result, and the logarithm of each row's sum of exponentials as the backward kernel takes it."""
+    layout = Layout.of(tiling, q, k, document_start)
+    start, *tables = layout.starts(document_start)
+    operands = [layout.by_query(q), layout.by_key(k), layout.by_key(v), layout.transposed(r)]
+    operands += [reversed_profiles(profiles, tiling)] + ([] if start is None else [start])
+    specs = [layout.query, layout.key, layout.key, layout.relative, layout.profiles]
+    specs += [] if start is None else [layout.start]
+    rows, dim = (tiling.queries, tiling.query_tile), q.shape[3]
+    y, lse = pl.pallas_call(
+        functools.partial(_kernel, tiling=tiling, groups=layout.groups, documents=layout.documents),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(tables),
+            grid=layout.grid(tables[0]),
+            in_specs=specs,
+            out_specs=[layout.query, layout.per_row],
+            scratch_shapes=[
+                pltpu.VMEM((*rows, LANES), jnp.float32),
+                pltpu.VMEM((*rows, LANES), jnp.float32),
+                pltpu.VMEM((*rows, dim), jnp.float32),
+                pltpu.VMEM((*rows, tiling.rank), r.dtype),
+                pltpu.VMEM((tiling.query_tile, LANES), jnp.int32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(operands[0].shape, q.dtype),
+            jax.ShapeDtypeStruct(operands[0].shape[:3], jnp.float32),
+        ],
+        compiler_params=layout.compiler_params(),
+        cost_estimate=layout.cost(2, q.dtype),
+        interpret=platform.interpret(),
+        name="prefill_attention",
+    )(*tables, *operands)
+    return layout.from_query(y, q.shape[1]), lse
