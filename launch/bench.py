@@ -1,4 +1,8 @@
-"""Benchmarks: several things in one run, and their ratios: ``python -m launch.bench --suite=grouped_matmul``."""
+"""Benchmarks: several things in one run, and their ratios: ``python -m launch.bench --suite=grouped_matmul``.
+
+``--suite=tpu_kernels --chip=v5p`` compares the TPU kernels with the libraries' by the compiler's schedules, without a
+chip; see docs/kernels.md.
+"""
 
 import importlib.metadata
 import json
@@ -6,16 +10,24 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import app, flags
 
 from pallas_kernels.grouped_matmul import bench as grouped_matmul
+from pallas_kernels.static import bench as static
+from pallas_kernels.static.chips import TOPOLOGIES
 from tml_jax.eval import bench_micro_turn
 from tml_jax.train.config import load_experiment
 
-SUITE = flags.DEFINE_enum("suite", None, ["grouped_matmul", "micro_turn"], "What is measured.", required=True)
+SUITE = flags.DEFINE_enum(
+    "suite", None, ["grouped_matmul", "micro_turn", "tpu_kernels"], "What is measured.", required=True
+)
 CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the micro_turn suite.")
+CHIP = flags.DEFINE_string("chip", "v5p", f"What the tpu_kernels suite compiles for: {', '.join(TOPOLOGIES)}.")
+OP = flags.DEFINE_string("op", None, f"The one op of the tpu_kernels suite: {', '.join(static.OPS)}. Default: all.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each thing; medians are reported.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Also write the figures here, named as they are printed.")
 
@@ -34,7 +46,7 @@ def _machine() -> dict[str, str]:
         "backend": jax.default_backend(),
         "python": platform.python_version(),
     }
-    for package in ("jax", "jaxlib", "flax", "torch", "transformers"):
+    for package in ("jax", "jaxlib", "flax", "torch", "transformers", "libtpu", "tokamax"):
         try:
             machine[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -50,10 +62,20 @@ def _format(name: str, value: float) -> str:
     return f"{value:10.3g}"
 
 
+def _write(figures: Mapping[str, Any]) -> None:
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     try:
+        if SUITE.value == "tpu_kernels":
+            table, rows = static.run(CHIP.value, OP.value)
+            print(table)
+            _write(_machine() | {"rows": rows})
+            return
         if SUITE.value == "grouped_matmul":
             figures = grouped_matmul.measure(REPEATS.value)
         else:
@@ -64,8 +86,7 @@ def main(argv: list[str]) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name, value in figures.items():
         print(f"  {name:48} {_format(name, value)}")
-    if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(machine | figures, indent=1) + "\n")
+    _write(machine | figures)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention import cpu, reference, tpu
-from pallas_kernels.prefill_attention.tiles import Tiling
+from pallas_kernels.prefill_attention.tiles import LANES, Tiling
 
 
 def prefill_attention(
@@ -61,6 +61,10 @@ def prefill_attention(
         module = {"cpu": cpu, "reference": reference}[chosen]
         return module.prefill_attention(
             q, k, v, r, profiles, document_start, window=window, sinks=sinks, key_block=key_block
+        )
+    if chosen == "tpu" and (key_block or LANES) % LANES:
+        raise ValueError(
+            f"prefill_attention on a TPU needs a key_block that is a multiple of {LANES}; got {key_block}."
         )
     return _on_tpu(window, sinks, key_block, q, k, v, r, profiles, document_start)
 

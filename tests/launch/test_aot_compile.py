@@ -124,7 +124,7 @@ def compile_for(*args):
 @pytest.mark.parametrize("program", ["micro_turn", "train_step"])
 def test_tiny_programs_compile_for_a_slice(program, tmp_path):
     done = compile_for(
-        "--config=configs/inkling_tiny.py",
+        "--config=tests/launch/experiment_tpu.py",
         "--topology=v5p:2x2x1",
         f"--program={program}",
         "--mesh=1,1,2,2",
@@ -135,8 +135,14 @@ def test_tiny_programs_compile_for_a_slice(program, tmp_path):
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["device"].startswith("TPU v5") and report["total"] < 2**30
     assert "GiB" in done.stdout and "all-reduce" in {c["kind"] for c in report["collectives"]}
-    # The compiler's grouped kernel, not a product with every expert.
-    assert sum(runs for name, runs in report["kernels"].items() if "ragged" in name) >= 12
+    # Our kernels, in every layer: 7 of attention, 6 of experts.
+    kernels = "\n".join(f"{name} {runs}" for name, runs in report["kernels"].items())
+    attention, experts = {
+        "micro_turn": ("streaming_attention", "expert_gemv"),
+        "train_step": ("prefill_attention", "grouped_matmul"),
+    }[program]
+    for name, least in ((attention, 7), (experts, 6)):
+        assert sum(runs for kernel, runs in report["kernels"].items() if name in kernel) >= least, kernels
 
 
 @pytest.mark.tpu_compile

@@ -97,9 +97,12 @@ def cache_shape(config: InteractionConfig, layer_type: LayerType) -> CacheShape:
         window, sinks = config.text.sliding_window_size, 0
     else:
         window, sinks = config.state.global_window, config.state.sinks
-    unit = config.numerics.key_block or 8
+    key_block = config.numerics.key_block
+    unit = key_block or 8
     ring = -(-(window + block - 1) // unit) * unit
-    return CacheShape(sinks=sinks, ring=ring, window=window, key_block=config.numerics.key_block)
+    if key_block:  # what a stream's kernel asks for: new tokens lie in at most two different blocks
+        ring = max(ring, 2 * key_block)
+    return CacheShape(sinks=sinks, ring=ring, window=window, key_block=key_block)
 
 
 def declare_state(config: InteractionConfig, slots: int, dtype: Any = jnp.float32) -> StreamState:
