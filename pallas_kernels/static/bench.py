@@ -39,4 +39,4 @@ def run(chip_name: str, op: str | None) -> tuple[str, list[dict[str, Any]]]:
         rows.append(Row("grouped_matmul", "all", "all", "tokamax", error="not installed: pip install tokamax"))
     ratios = {id(row): table.ratio(row, rows) for row in rows}
     records = [dataclasses.asdict(row) | {"chip": chip.name, "ours_over_it": ratios[id(row)]} for row in rows]
-    return table.table(rows, chip), json.loads(json.dumps(records))
+    return table.table(rows, chip), json.loads(json.dumps(records, default=lambda number: number.item()))
