@@ -14,6 +14,8 @@ from jaxtyping import Array, Int
 ALIGN = 16
 # Rows that the matrix unit runs over at once; the last is a row tile.
 BRANCHES = (32, 64, 96, 128, 160, 192, 224, 256)
+# Weights that a strip of columns has, about; its code is unrolled.
+STRIP_WORK = 1 << 20
 # Of VMEM, what the tiles may take; the compiler's own temporaries need room too.
 VMEM_SHARE = 0.6
 
@@ -36,9 +38,12 @@ class Tiles:
     mxu: int
     vmem_limit: int
 
-    def strip(self, width: int) -> int:
-        """What of a width is multiplied at once: as much as fills a matrix unit, so that unrolled code stays small."""
-        return math.gcd(self.mxu, width)
+    def strip(self, width: int, depth: int) -> int:
+        """What of a width is multiplied at once: enough to hide how a matrix unit starts and ends, and no more code.
+
+        `depth` is how many numbers each result is a sum of, over all planes.
+        """
+        return math.gcd(max(self.mxu, STRIP_WORK // depth // self.mxu * self.mxu), width)
 
 
 def choose_tiles(

@@ -201,7 +201,7 @@ def _multiply(
     mxu = precision(lhs.dtype)
     contract = (((1,), (1 if transpose else 0,)), ((), ()))
 
-    width = tiles.strip(tiles.columns)
+    width = tiles.strip(tiles.columns, rhs.shape[1] * lhs.shape[2])
 
     def strip(i: Any, _: None) -> None:
         at = pl.ds(pl.multiple_of(i * width, width), width)

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
-from pallas_kernels.grouped_matmul.tiles import ALIGN, Tiles, choose_tiles, pad, precision, schedule
+from pallas_kernels.grouped_matmul.tiles import ALIGN, STRIP_WORK, Tiles, choose_tiles, pad, precision, schedule
 from pallas_kernels.grouped_matmul.tpu_rows import Step, copy_rows
 
 # Rows are what is summed over here, and the matrix unit sums over a whole column of its cells at once.
@@ -100,7 +100,7 @@ def _add(now: Step, lhs: Any, grad: Any, total: Any, out: Any, rows: int, first:
     mine = (row >= now.low) & (row < now.high)
     upstream = jnp.where(mine, grad[:rows], 0)
 
-    width = tiles.strip(lhs.shape[1])
+    width = tiles.strip(lhs.shape[1], STRIP_WORK)
 
     def strip(i: Any, _: None) -> None:
         at = pl.ds(pl.multiple_of(i * width, width), width)

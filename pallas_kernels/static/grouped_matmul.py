@@ -87,7 +87,7 @@ def _count_ours(workload: Workload, product: str, kernel: Kernel, chip: Chip, lo
     if len(branches) != len(our_tiles.BRANCHES):
         raise ValueError(f"expected {len(our_tiles.BRANCHES)} branches that multiply, found {len(branches)}.")
     taken = np.searchsorted(our_tiles.BRANCHES, rows)
-    turns = tiles.columns // tiles.strip(tiles.columns)
+    turns = tiles.columns // tiles.strip(tiles.columns, planes * c)
     once = np.asarray([branch.spent("cycles", dict.fromkeys(branch.loops(), turns)) for branch in branches])
     runs: dict[Region, float] = {grid: float(len(group))}
     for i, branch in enumerate(branches):
