@@ -161,7 +161,7 @@ def _forward_kernel(
     def _() -> None:
         out[slot] = jnp.zeros(out.shape[1:], out.dtype)
 
-    _meet(now, out.at[slot], carry.at[now.column], tiles.rows)
+    _meet(now, out.at[slot], carry.at[now.column])
     store(now, slot, wait=False)
 
     @pl.when(step == steps - 1)
@@ -173,7 +173,7 @@ def _forward_kernel(
         store(now, slot, wait=True)
 
 
-def _meet(now: Step, out: Any, carry: Any, rows: int) -> None:
+def _meet(now: Step, out: Any, carry: Any) -> None:
     """Takes the rows before this group from the carry, and leaves there the block that the next group completes."""
     shape = (out.shape[0], ALIGN, out.shape[2])
 

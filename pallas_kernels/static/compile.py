@@ -19,7 +19,8 @@ from typing import Any
 from pallas_kernels.static.chips import TOPOLOGIES, Chip
 from pallas_kernels.static.schedule import Region, parse
 
-_ENVIRONMENT = {
+# Quiet, and safe beside other processes: no accelerator is looked for, no metadata server asked.
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
@@ -91,7 +92,7 @@ def compile_for(chip: Chip, build: str, kwargs: Mapping[str, Any], timeout: floa
         )
         command = [sys.executable, "-m", __spec__.name, build, json.dumps(kwargs), chip.name, directory]
         paths = [str(pathlib.Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | _ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags, "PYTHONPATH": os.pathsep.join(paths)}
+        environment = os.environ | ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags, "PYTHONPATH": os.pathsep.join(paths)}
         try:
             child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -7,9 +7,6 @@ from pallas_kernels import platform
 from pallas_kernels.streaming_attention import cpu, reference, tpu
 from pallas_kernels.streaming_attention.cache import KVCache
 
-# Keys of a block on a TPU, where none is asked for.
-KEY_BLOCK = 256
-
 
 def streaming_attention(
     q: Float[Array, "b t h k"],
@@ -44,7 +41,7 @@ def streaming_attention(
       window, sinks: see above.
       key_block: keys are added up in blocks of this many positions from position zero, in rising order, so that a
         token's bits depend on neither the tokens that came with it nor on how the cache lies. It divides sinks and
-        ring, and ``T <= key_block <= ring / 2``. None: 256 on a TPU, all slots at once elsewhere.
+        ring, and ``T <= key_block <= ring / 2``. None: all slots at once, in plain jnp, on a TPU too.
 
     Returns:
       [B, T, H, K] of q's dtype, rows past count zero; the cache with the new tokens.
@@ -52,12 +49,9 @@ def streaming_attention(
     Raises:
       ValueError: shapes, dtypes or sizes do not fit.
     """
-    chosen = platform.implementation()
-    on_tpu = chosen not in ("cpu", "reference")
-    if key_block is None and on_tpu:
-        key_block = KEY_BLOCK
     _check(q, k, v, r, profiles, cache, start, count, layer, window, sinks, key_block)
-    module = tpu if on_tpu else {"cpu": cpu, "reference": reference}[chosen]
+    kernel = cpu if key_block is None else tpu
+    module = {"cpu": cpu, "reference": reference}.get(platform.implementation(), kernel)
     return module.streaming_attention(
         q, k, v, r, profiles, cache, start, count, layer, window=window, sinks=sinks, key_block=key_block
     )

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention.api import prefill_attention
@@ -16,6 +15,7 @@ from pallas_kernels.streaming_attention import walk
 from pallas_kernels.streaming_attention.api import streaming_attention
 from pallas_kernels.streaming_attention.cache import KVCache, empty_cache
 from tests.pallas_kernels import tpu_compiler
+from tests.pallas_kernels.checked import no_races
 
 # (T, H, G, K, R, E, window, sinks, ring, key_block)
 LOCAL = (5, 4, 2, 16, 4, 24, 24, 0, 48, 16)
@@ -63,7 +63,9 @@ def assert_close(ours, theirs):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("implementation", "ordered"), [("cpu", False), ("cpu", True), ("interpret", True)])
+@pytest.mark.parametrize(
+    ("implementation", "ordered"), [("cpu", False), ("cpu", True), ("interpret", False), ("interpret", True)]
+)
 @pytest.mark.parametrize("case", [LOCAL, GLOBAL], ids=["local", "global"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])
 def test_matches_the_reference(implementation, ordered, case, dtype):
@@ -126,8 +128,11 @@ def test_a_session_is_the_same_alone_and_as_one_of_64(implementation, case):
 
 @pytest.mark.parametrize("implementation", ["cpu", "interpret"])
 @pytest.mark.parametrize("case", [LOCAL, GLOBAL], ids=["local", "global"])
-def test_a_stream_is_the_sequence_bit_for_bit(implementation, case):
-    """Tokens that come one, two or five at a time, round the ring: what `prefill_attention` gives for all of them."""
+def test_a_stream_is_the_sequence(implementation, case):
+    """Tokens that come one, two or five at a time, round the ring: what `prefill_attention` gives for all of them.
+
+    Bit for bit on a CPU; the two TPU kernels have query tiles of other sizes, which the interpreter sums otherwise.
+    """
     t, _, g, k, _, _, window, sinks, _, key_block = case
     total = 130
     (q, key, v, rel, profiles), _ = draw((total, *case[1:]), 4, sessions=1)
@@ -148,15 +153,15 @@ def test_a_stream_is_the_sequence_bit_for_bit(implementation, case):
     expected = whole(q, key, v, rel, profiles)
     if implementation == "cpu":
         np.testing.assert_array_equal(jnp.concatenate(seen, axis=1), expected)
-    else:  # the interpreter multiplies tiles of other sizes
+    else:
         np.testing.assert_allclose(jnp.concatenate(seen, axis=1), expected, atol=2e-6)
 
 
 def test_no_races_and_no_stray_reads():
     new, cache = draw(GLOBAL, 5)
     args = (new, cache, ints(3, 150, 0), ints(5, 4, 0))
-    ours = compiled("checked", GLOBAL)(*args)
-    assert not interpreter.races.races_found
+    with no_races():
+        ours = jax.block_until_ready(compiled("checked", GLOBAL)(*args))
     assert_close(ours, compiled("reference", GLOBAL)(*args))
 
 

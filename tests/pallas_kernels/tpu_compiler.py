@@ -9,22 +9,15 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pallas_kernels.static.chips import TOPOLOGIES
+from pallas_kernels.static.compile import ENVIRONMENT
 from tml_jax.eval import hlo
-
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 
 
 def compile_for(chip, f, *args, donate=()):
     """The compiled `f` for arguments of these shapes on one device of the chip; `donate` gives arguments away."""
     pytest.importorskip("libtpu")
-    os.environ.update(
-        TPU_SKIP_MDS_QUERY="1",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        TPU_ACCELERATOR_TYPE="v5p-8",
-        TPU_WORKER_HOSTNAMES="localhost",
-        TPU_LOG_DIR="disabled",
-        TPU_STDERR_LOG_LEVEL="3",
-    )
+    os.environ.update(ENVIRONMENT)
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
     mesh = Mesh(np.array(devices[:1]), ("device",))
     placed = NamedSharding(mesh, PartitionSpec())

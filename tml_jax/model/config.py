@@ -119,8 +119,8 @@ class NumericsConfig:
     """In what order sums are made. With both set, training and a live stream compute the same bits.
 
     Attributes:
-      key_block: attention adds keys up in blocks of so many positions, counted from a conversation's beginning. None:
-        all at once on a CPU; a TPU's kernels have blocks of 256.
+      key_block: attention adds keys up in blocks of so many positions, counted from a conversation's beginning, and a
+        live stream goes through its TPU kernel; there it is a multiple of 128, best 256. None: all keys at once.
       row_tile: what is computed for each token by itself is computed for so many tokens at a time, wherever they
         come from. None: for all that there are, the fastest.
     """
