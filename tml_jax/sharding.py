@@ -2,10 +2,11 @@
 
 Weights (`model.primitives.Declare`), session state (`model.state.declare_state`) and batches name their
 logical axes where they are declared; `RULES` says which mesh axes each is cut over. A mesh always has the four
-axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis that doesn't divide by its mesh axes is
-replicated.
+axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis is cut over as many of its mesh axes, from the first
+on, as divide it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 # logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations.
 RULES: Mapping[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "slot": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
+    "slot": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -44,14 +45,17 @@ def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -
     return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
 
 
+def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The mesh axes that a dimension of this logical axis and size is cut over; none where there is nothing to cut."""
+    axes = RULES.get(axis, ()) if axis else ()
+    while axes and size % math.prod(mesh.shape[a] for a in axes):
+        axes = axes[:-1]
+    return axes if math.prod(mesh.shape[a] for a in axes) > 1 else ()
+
+
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array whose dimensions have these logical axes."""
-    parts: list[tuple[str, ...] | None] = []
-    for axis, size in zip(axes, shape, strict=True):
-        mesh_axes = RULES.get(axis, ()) if axis else ()
-        ways = int(np.prod([mesh.shape[a] for a in mesh_axes]))
-        parts.append(mesh_axes if mesh_axes and ways > 1 and size % ways == 0 else None)
-    return PartitionSpec(*parts)
+    return PartitionSpec(*(mesh_axes(axis, size, mesh) or None for axis, size in zip(axes, shape, strict=True)))
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:

@@ -42,13 +42,13 @@ def combine(y: Float[Array, "r d"], expert_ids: Array, experts: int) -> Float[Ar
 
 
 @jax.custom_vjp
-def _spread(x: Float[Array, "t d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
+def spread(x: Float[Array, "t d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
     """Row ``order[r] // k`` of x for each r: tokens in the order of their experts, k times each."""
     return jnp.take(x, order // (order.shape[0] // max(x.shape[0], 1)), axis=0, mode="clip")
 
 
 def _spread_fwd(x: Array, order: Array, inverse: Array) -> tuple[Array, tuple[Array, int]]:
-    return _spread(x, order, inverse), (inverse, x.shape[0])
+    return spread(x, order, inverse), (inverse, x.shape[0])
 
 
 def _spread_bwd(saved: tuple[Array, int], grad: Array) -> tuple[Array, None, None]:
@@ -57,24 +57,24 @@ def _spread_bwd(saved: tuple[Array, int], grad: Array) -> tuple[Array, None, Non
     return back.reshape(tokens, inverse.shape[0] // max(tokens, 1), grad.shape[1]).sum(1), None, None
 
 
-_spread.defvjp(_spread_fwd, _spread_bwd)
+spread.defvjp(_spread_fwd, _spread_bwd)
 
 
 @jax.custom_vjp
-def _collect(y: Float[Array, "r d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
+def collect(y: Float[Array, "r d"], order: Int[Array, " r"], inverse: Int[Array, " r"]) -> Float[Array, "r d"]:
     """Undoes `order`: a gather forward, and a gather backward."""
     return jnp.take(y, inverse, axis=0, mode="clip")
 
 
 def _collect_fwd(y: Array, order: Array, inverse: Array) -> tuple[Array, Array]:
-    return _collect(y, order, inverse), order
+    return collect(y, order, inverse), order
 
 
 def _collect_bwd(order: Array, grad: Array) -> tuple[Array, None, None]:
     return jnp.take(grad, order, axis=0, mode="clip"), None, None
 
 
-_collect.defvjp(_collect_fwd, _collect_bwd)
+collect.defvjp(_collect_fwd, _collect_bwd)
 
 
 def sorted_mlp(
@@ -91,7 +91,7 @@ def sorted_mlp(
     if x.shape[0] == 0:
         return jnp.zeros_like(x)
     order, inverse, sizes = sort_by_expert(expert_ids, experts)
-    hidden = grouped_swiglu(_spread(x, order, inverse), gate_up, sizes)
-    scale = _collect(weights.reshape(-1, 1), inverse, order)[:, 0]
-    y = _collect(grouped_matmul(hidden, down, sizes, scale), order, inverse)
+    hidden = grouped_swiglu(spread(x, order, inverse), gate_up, sizes)
+    scale = collect(weights.reshape(-1, 1), inverse, order)[:, 0]
+    y = collect(grouped_matmul(hidden, down, sizes, scale), order, inverse)
     return combine(y, expert_ids, experts)

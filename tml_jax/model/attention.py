@@ -88,10 +88,12 @@ class Attention(nnx.Module):
         state: LayerState,
         start: Int[Array, " b"],
         count: Int[Array, " b"],
+        layer: Int[Array, ""] | None,
         shape: CacheShape,
     ) -> tuple[Float[Array, "b t d"], LayerState]:
         """A block of new tokens: writes the `count` [B] real ones at positions `start` [B] and on, then attends.
 
+        With a `layer`, the caches of the state are those of all layers, and this is which one of them.
         Rows past `count` come back as garbage of finite size; they are not written anywhere.
         """
         positions = start[:, None] + jnp.arange(x.shape[1])
@@ -100,10 +102,11 @@ class Attention(nnx.Module):
             streaming_attention, window=shape.window, sinks=shape.sinks, key_block=shape.key_block
         )
         heads = self._axes("slot")
-        caches = jax.tree.map(lambda _: (heads[0], heads[2], None, None), state.cache)
+        lead = () if layer is None else (None,)
+        caches = jax.tree.map(lambda _: (*lead, heads[0], heads[2], None, None), state.cache)
         with jax.named_scope("attend"):
-            args = (q, k, v, r, self.profiles[...], state.cache, start, count)
-            axes = (*(heads,) * 4, (None, None), caches, ("slot",), ("slot",))
+            args = (q, k, v, r, self.profiles[...], state.cache, start, count, layer)
+            axes = (*(heads,) * 4, (None, None), caches, ("slot",), ("slot",), None if layer is None else ())
             y, cache = sharding.on_each_device(attend, args, axes, (heads, caches))
         return self._out(y), dataclasses.replace(state, cache=cache, conv_k=conv_k, conv_v=conv_v)
 

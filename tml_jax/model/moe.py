@@ -6,17 +6,14 @@ The correction bias carries no gradient: training moves it to balance the load (
 arXiv:2408.15664).
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.expert_gemv import api as expert_gemv
-from pallas_kernels.grouped_matmul import api as grouped_matmul
+from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from tml_jax import sharding
 from tml_jax.model.config import TextConfig
 from tml_jax.model.primitives import Declare, Linear
@@ -38,7 +35,14 @@ class DenseMlp(nnx.Module):
 
 
 class Moe(nnx.Module):
-    """Routed experts, top-k of `n_routed_experts`, and the shared experts that see every token."""
+    """Routed experts, top-k of `n_routed_experts`, and the shared experts that see every token.
+
+    Attributes:
+      indexed: the weights that may also be those of all layers, stacked, of which `__call__` takes a `layer`: a slice
+        of them would be a copy of every expert, of which a micro-turn needs a few.
+    """
+
+    indexed = ("gate_up", "down")
 
     def __init__(self, make: Declare, config: TextConfig) -> None:
         d, f = config.hidden_size, config.moe_intermediate_size
@@ -66,13 +70,14 @@ class Moe(nnx.Module):
         return ids, weights[:, : self.k], weights[:, self.k :]
 
     def __call__(
-        self, x: Float[Array, "b t d"], valid: Array | None = None
+        self, x: Float[Array, "b t d"], valid: Array | None = None, layer: Int[Array, ""] | None = None
     ) -> tuple[Float[Array, "b t d"], Int[Array, "b t k"]]:
         """Runs the experts.
 
         Args:
           x: [B, T, D].
           valid: bool [B, T], tokens that are real: others use no expert and don't count in the load. None: all.
+          layer: int32, which layer of `indexed` weights that are stacked. None: they are of one layer.
 
         Returns:
           [B, T, D], and the experts that each token chose, int32 [B, T, k]; a token that isn't real: past the last.
@@ -85,7 +90,8 @@ class Moe(nnx.Module):
                 ids = jnp.where(valid.reshape(-1, 1), ids, self.routed)
                 weights = jnp.where(valid.reshape(-1, 1), weights, 0)
         with jax.named_scope("experts"):
-            y = _experts(flat, ids, weights.astype(x.dtype), self.gate_up[...], self.down[...])
+            experts = self.gate_up[...], self.down[...]
+            y = routed_experts(flat, ids, weights.astype(x.dtype), *experts, layer, _placement(len(x), *experts))
         with jax.named_scope("shared_experts"):
             gate, up = jnp.einsum("td,sgdf->gtsf", flat, self.shared_gate_up[...])
             hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
@@ -93,39 +99,12 @@ class Moe(nnx.Module):
         return y.reshape(x.shape), ids.reshape(*x.shape[:2], self.k)
 
 
-def _experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
-    """The routed experts on one device, or each device's own experts followed by a sum over devices."""
+def _placement(batch: int, gate_up: Array, down: Array) -> Placement | None:
+    """Where the tokens of `batch` conversations and the experts' weights lie; None: on one device."""
     mesh = sharding.current_mesh()
     if mesh is None:
-        return _local_experts(x, ids, weights, gate_up, down)
-    rows = sharding.partition_spec(("batch", None), x.shape, mesh)
-    up_spec = sharding.partition_spec(("expert", None, "embed", "expert_mlp"), gate_up.shape, mesh)
-    down_spec = sharding.partition_spec(("expert", "expert_mlp", "embed"), down.shape, mesh)
-    body = functools.partial(_experts_of_this_device, up_spec=up_spec, mesh=mesh)
-    run = jax.shard_map(
-        body, mesh=mesh, in_specs=(rows, rows, rows, up_spec, down_spec), out_specs=rows, check_vma=False
-    )
-    return run(x, ids, weights, gate_up, down)
-
-
-def _experts_of_this_device(
-    x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, *, up_spec: PartitionSpec, mesh: AbstractMesh
-) -> Array:
-    if up_spec[2]:  # fully sharded weights: gather this layer's, for as long as it needs them
-        gate_up = jax.lax.all_gather(gate_up, "fsdp", axis=2, tiled=True)
-        down = jax.lax.all_gather(down, "fsdp", axis=2, tiled=True)
-    own = gate_up.shape[0]
-    if up_spec[0]:
-        ids = ids - own * jax.lax.axis_index("expert")
-        mine = (ids >= 0) & (ids < own)
-        ids, weights = jnp.where(mine, ids, own), jnp.where(mine, weights, 0)
-    y = _local_experts(x, ids, weights, gate_up, down)
-    partial = tuple(
-        axis for axis, used in (("expert", up_spec[0]), ("tensor", up_spec[3])) if used and mesh.shape[axis] > 1
-    )
-    return jax.lax.psum(y, partial) if partial else y
-
-
-def _local_experts(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array) -> Array:
-    few = expert_gemv.is_few(*ids.shape)
-    return (expert_gemv.expert_gemv if few else grouped_matmul.expert_mlp)(x, ids, weights, gate_up, down)
+        return None
+    *_, width, hidden = gate_up.shape
+    sizes = (("expert", down.shape[-3]), ("expert_mlp", hidden), ("embed", width))
+    cuts = (next(iter(sharding.mesh_axes(axis, size, mesh)), None) for axis, size in sizes)
+    return Placement(mesh, sharding.mesh_axes("batch", batch, mesh), *cuts)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from pallas_kernels.streaming_attention.cache import KVCache
 from tml_jax.model.config import InteractionConfig, LayerType
@@ -37,6 +37,22 @@ class LayerState:
     conv_v: Any
     conv_attn: Any
     conv_mlp: Any
+
+    def of_layer(self, layer: Int[Array, ""]) -> "LayerState":
+        """One of stacked layers, but with the caches of all of them, which are used in place."""
+        inputs = {name: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for name, x in self._inputs().items()}
+        return dataclasses.replace(self, **inputs)
+
+    def with_layer(self, layer: Int[Array, ""], new: "LayerState") -> "LayerState":
+        """Puts back what `of_layer` gave and a layer has changed."""
+        after = new._inputs()
+        inputs = {
+            name: jax.lax.dynamic_update_index_in_dim(x, after[name], layer, 0) for name, x in self._inputs().items()
+        }
+        return LayerState(cache=new.cache, **inputs)
+
+    def _inputs(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cache"}
 
 
 @_pytree

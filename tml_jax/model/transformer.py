@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +44,23 @@ class DecoderLayer(nnx.Module):
         return sharding.constrain(x + y, ("batch", None, None)), load
 
     def stream(
-        self, x: Float[Array, "b t d"], state: LayerState, start: Int[Array, " b"], count: Int[Array, " b"]
+        self,
+        x: Float[Array, "b t d"],
+        state: LayerState,
+        start: Int[Array, " b"],
+        count: Int[Array, " b"],
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[Array, LayerState]:
-        """A block of new tokens, `count` [B] of them real, at positions `start` [B] and on."""
+        """A block of new tokens, `count` [B] of them real, at positions `start` [B] and on.
+
+        With a `layer`, caches and experts are those of all layers: neither is copied to take this layer's out.
+        """
         with jax.named_scope("attention"):
-            y, state = self.attn.attend_cache(self._norm(x), state, start, count, self.cache)
+            y, state = self.attn.attend_cache(self._norm(x), state, start, count, layer, self.cache)
             y, conv_attn = self.attn_conv(y, state.conv_attn, count)
             x = x + y
         valid = jnp.arange(x.shape[1]) < count[:, None]
-        y, _ = self._feed_forward(x, valid)
+        y, _ = self._feed_forward(x, valid, layer)
         y, conv_mlp = self.mlp_conv(y, state.conv_mlp, count)
         state = dataclasses.replace(state, conv_attn=conv_attn, conv_mlp=conv_mlp)
         return sharding.constrain(x + y, ("slot", None, None)), state
@@ -59,16 +68,21 @@ class DecoderLayer(nnx.Module):
     def _norm(self, x: Array) -> Array:
         return in_tiles(self.attn_norm, self.row_tile, 2, x)
 
-    def _feed_forward(self, x: Array, valid: Array | None) -> tuple[Array, Array]:
+    def _feed_forward(self, x: Array, valid: Array | None, layer: Array | None = None) -> tuple[Array, Array]:
         """The block's result, and how many tokens chose each routed expert, float32 [E]; [0] for a dense block."""
         with jax.named_scope("mlp"):
             mlp = self.mlp
             if isinstance(mlp, Moe):
-                y, ids = in_tiles(lambda x, valid: mlp(self.mlp_norm(x), valid), self.row_tile, 2, x, valid)
+                y, ids = in_tiles(lambda x, valid: mlp(self.mlp_norm(x), valid, layer), self.row_tile, 2, x, valid)
                 chosen = ids[..., None] == jnp.arange(mlp.routed)
                 return y, jnp.sum(chosen, axis=(0, 1, 2)).astype(jnp.float32)
             y = in_tiles(lambda x: mlp(self.mlp_norm(x)), self.row_tile, 2, x)
             return y, jnp.zeros((0,), jnp.float32)
+
+
+def _is_indexed(path: tuple[Any, ...], _: Any) -> bool:
+    """Whether a weight stays stacked while a stream scans over layers."""
+    return path[0] == "mlp" and path[-1] in Moe.indexed
 
 
 class Transformer(nnx.Module):
@@ -94,11 +108,6 @@ class Transformer(nnx.Module):
     def _final(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         return in_tiles(self.norm, self.row_tile, 2, x)
 
-    def _units(self) -> tuple[list[LayerGroup], list[nnx.GraphDef], list[nnx.State]]:
-        groups = [g for g in self.plan if g.repeats]
-        split = [nnx.split(getattr(self, g.name)) for g in groups]
-        return groups, [s[0] for s in split], [s[1] for s in split]
-
     def sequence(
         self, x: Float[Array, "b t d"], valid: Bool[Array, "b t"] | None = None, remat: bool = False
     ) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
@@ -116,10 +125,11 @@ class Transformer(nnx.Module):
         for group in self.plan:
             if not group.repeats:
                 x, loads[group.name] = getattr(self, group.name).sequence(x, valid)
-        groups, defs, weights = self._units()
+        groups = [g for g in self.plan if g.repeats]
         if groups:
+            defs, weights = zip(*(nnx.split(getattr(self, g.name)) for g in groups), strict=True)
 
-            def unit(x: Array, weights: list[nnx.State]) -> tuple[Array, list[Array]]:
+            def unit(x: Array, weights: tuple[nnx.State, ...]) -> tuple[Array, list[Array]]:
                 unit_loads = []
                 for definition, w in zip(defs, weights, strict=True):
                     x, load = nnx.merge(definition, w).sequence(x, valid)
@@ -138,23 +148,24 @@ class Transformer(nnx.Module):
         for group in self.plan:
             if not group.repeats:
                 x, layers[group.name] = getattr(self, group.name).stream(x, layers[group.name], start, count)
-        groups, defs, weights = self._units()
+        groups = [g for g in self.plan if g.repeats]
         if groups:
             # The caches ride in the carry and are updated in place; as scanned inputs and outputs they would be copied.
-            caches = [layers[g.name] for g in groups]
+            # They and the experts stay stacked, and what uses them gets the layer's number.
+            defs, indexed, sliced = zip(
+                *(nnx.split(getattr(self, g.name), _is_indexed, ...) for g in groups), strict=True
+            )
 
-            def unit(carry: tuple[Array, list[LayerState]], xs: tuple[Array, list[nnx.State]]) -> tuple:
-                (x, caches), (i, weights) = carry, xs
-                caches = list(caches)
-                for j, (definition, w) in enumerate(zip(defs, weights, strict=True)):
-                    mine = jax.tree.map(lambda c: jax.lax.dynamic_index_in_dim(c, i, keepdims=False), caches[j])
-                    x, mine = nnx.merge(definition, w).stream(x, mine, start, count)
-                    caches[j] = jax.tree.map(
-                        lambda c, m: jax.lax.dynamic_update_index_in_dim(c, m, i, 0), caches[j], mine
-                    )
-                return (x, caches), None
+            def unit(carry: tuple[Array, list[LayerState]], xs: tuple[Array, tuple[nnx.State, ...]]) -> tuple:
+                (x, states), (i, weights) = carry, xs
+                states = list(states)
+                for j, parts in enumerate(zip(defs, indexed, weights, strict=True)):
+                    x, new = nnx.merge(*parts).stream(x, states[j].of_layer(i), start, count, i)
+                    states[j] = states[j].with_layer(i, new)
+                return (x, states), None
 
-            (x, caches), _ = jax.lax.scan(unit, (x, caches), (jnp.arange(groups[0].repeats), weights))
-            layers |= {g.name: c for g, c in zip(groups, caches, strict=True)}
+            states = [layers[g.name] for g in groups]
+            (x, states), _ = jax.lax.scan(unit, (x, states), (jnp.arange(groups[0].repeats), sliced))
+            layers |= {g.name: state for g, state in zip(groups, states, strict=True)}
         fields = {"layers": layers, "length": start + count}
         return self._final(x), StreamState(**{**vars(state), **fields})

@@ -1,0 +1,113 @@
+"""The routed experts wherever their weights lie: on one device, or cut over a mesh (`jax.shard_map`)."""
+
+import dataclasses
+import functools
+
+import jax
+from jax import lax
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import platform
+from pallas_kernels.expert_gemv import api as expert_gemv
+from pallas_kernels.grouped_matmul import api as grouped_matmul
+from pallas_kernels.sharded_experts import exchange
+from pallas_kernels.sharded_experts.cost import Exchange, Way
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How a call lies on a mesh.
+
+    Attributes:
+      mesh: of the call.
+      tokens: mesh axes that x, ids and weights are cut over.
+      experts, hidden, width: the mesh axis that E, F and D of the experts' weights are cut over.
+      way: how tokens come to experts that are cut over one of the tokens' axes. None: the cheaper one (`cost`).
+    """
+
+    mesh: AbstractMesh
+    tokens: tuple[str, ...] = ()
+    experts: str | None = None
+    hidden: str | None = None
+    width: str | None = None
+    way: Way | None = None
+
+
+def routed_experts(
+    x: Float[Array, "t d"],
+    expert_ids: Int[Array, "t k"],
+    weights: Float[Array, "t k"],
+    gate_up: Float[Array, "*l e 2 d f"],
+    down: Float[Array, "*l e f d"],
+    layer: Int[Array, ""] | None = None,
+    placement: Placement | None = None,
+) -> Float[Array, "t d"]:
+    """``sum_k weights * down_e(silu(gate_e(x)) * up_e(x))``, by `expert_gemv` or `grouped_matmul`.
+
+    Args:
+      x: [T, D] tokens. expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing. weights: [T, k].
+      gate_up: [E, 2, D, F]; down: [E, F, D]. layer: int32; with it both are stacked over layers, [L, ...].
+      placement: how the arrays lie on a mesh. None: all on one device.
+
+    Returns:
+      [T, D], cut as x is. Every choice is computed, however uneven they are.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+    """
+    if placement is None:
+        return _local(x, expert_ids, weights, gate_up, down, layer)
+    lead = () if layer is None else (None,)
+    rows = PartitionSpec(placement.tokens or None, None)
+    experts, hidden, width = placement.experts, placement.hidden, placement.width
+    cut = PartitionSpec(*lead, experts, None, width, hidden), PartitionSpec(*lead, experts, hidden, width)
+    specs = (rows, rows, rows, *cut, None if layer is None else PartitionSpec())
+    body = functools.partial(_on_this_device, placement=placement)
+    run = jax.shard_map(body, mesh=placement.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return run(x, expert_ids, weights, gate_up, down, layer)
+
+
+def _on_this_device(
+    x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, layer: Array | None, *, placement: Placement
+) -> Array:
+    if placement.width is not None:  # fully sharded weights: gather this layer's, for as long as it needs them
+        if layer is not None:
+            gate_up, down, layer = gate_up[layer], down[layer], None
+        gate_up, down = (lax.all_gather(w, placement.width, axis=2, tiled=True) for w in (gate_up, down))
+    own = gate_up.shape[-4]
+
+    def run(x: Array, ids: Array, weights: Array) -> Array:
+        return _local(x, ids, weights, gate_up, down, layer)
+
+    partial = [] if placement.hidden is None else [placement.hidden]
+    axis = placement.experts
+    if axis is None:
+        y = run(x, ids, weights)
+    elif axis not in placement.tokens:
+        y = run(x, exchange.own_ids(ids, own, axis), weights)
+        partial.append(axis)
+    elif _way(placement, x, ids, axis) == "all_gather":
+        y = exchange.gather(x, ids, weights, own, axis, run)
+    else:
+        y = exchange.all_to_all(x, ids, weights, own, axis, run, placement.mesh.axis_names)
+    return lax.psum(y, tuple(partial)) if partial else y
+
+
+def _way(placement: Placement, x: Array, ids: Array, axis: str) -> Way:
+    """What was asked for, else the cheaper way; a handful of tokens gathers, since they decode together."""
+    devices = placement.mesh.shape[axis]
+    if placement.way is not None:
+        return placement.way
+    if expert_gemv.is_few(devices * ids.shape[0], ids.shape[1]):
+        return "all_gather"
+    call = Exchange(ids.shape[0], ids.shape[1], x.shape[1] * x.dtype.itemsize, devices)
+    return call.cheaper(platform.chip())
+
+
+def _local(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, layer: Array | None) -> Array:
+    if expert_gemv.is_few(*ids.shape):
+        return expert_gemv.expert_gemv(x, ids, weights, gate_up, down, layer=layer)
+    if layer is not None:
+        gate_up, down = (lax.dynamic_index_in_dim(w, layer, keepdims=False) for w in (gate_up, down))
+    return grouped_matmul.expert_mlp(x, ids, weights, gate_up, down)
