@@ -1,7 +1,7 @@
 """Benchmarks: several things in one run, and their ratios: ``python -m launch.bench --suite=grouped_matmul``.
 
 ``--suite=tpu_kernels --chip=v5p`` compares the TPU kernels with the libraries' by the compiler's schedules, without a
-chip; see docs/kernels.md.
+chip; ``--suite=sharded_experts`` the ways of bringing tokens to experts on many chips; see docs/kernels.md.
 """
 
 import importlib.metadata
@@ -17,16 +17,21 @@ import jax
 from absl import app, flags
 
 from pallas_kernels.grouped_matmul import bench as grouped_matmul
+from pallas_kernels.sharded_experts import bench as sharded_experts
 from pallas_kernels.static import bench as static
 from pallas_kernels.static.chips import TOPOLOGIES
 from tml_jax.eval import bench_micro_turn
 from tml_jax.train.config import load_experiment
 
 SUITE = flags.DEFINE_enum(
-    "suite", None, ["grouped_matmul", "micro_turn", "tpu_kernels"], "What is measured.", required=True
+    "suite",
+    None,
+    ["grouped_matmul", "micro_turn", "sharded_experts", "tpu_kernels"],
+    "What is measured.",
+    required=True,
 )
 CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the micro_turn suite.")
-CHIP = flags.DEFINE_string("chip", "v5p", f"What the tpu_kernels suite compiles for: {', '.join(TOPOLOGIES)}.")
+CHIP = flags.DEFINE_string("chip", "v5p", f"What the two TPU suites are about: {', '.join(TOPOLOGIES)}.")
 OP = flags.DEFINE_string("op", None, f"The one op of the tpu_kernels suite: {', '.join(static.OPS)}. Default: all.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each thing; medians are reported.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "Also write the figures here, named as they are printed.")
@@ -71,8 +76,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
     try:
-        if SUITE.value == "tpu_kernels":
-            table, rows = static.run(CHIP.value, OP.value)
+        if SUITE.value in ("tpu_kernels", "sharded_experts"):
+            on_one_chip = SUITE.value == "tpu_kernels"
+            table, rows = static.run(CHIP.value, OP.value) if on_one_chip else sharded_experts.table(CHIP.value)
             print(table)
             _write(_machine() | {"rows": rows})
             return

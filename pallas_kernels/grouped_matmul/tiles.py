@@ -12,12 +12,12 @@ from jaxtyping import Array, Int
 
 # Rows that a DMA can address: a tile of bfloat16.
 ALIGN = 16
-# Rows that the matrix unit runs over at once; the last is a row tile.
-BRANCHES = (32, 64, 96, 128, 160, 192, 224, 256)
-# Weights that a strip of columns has, about; its code is unrolled.
-STRIP_WORK = 1 << 20
+# Bytes of the widest column tile of a plane: while the first weights come, nothing is multiplied.
+MAX_WEIGHTS = 8 << 20
+# Weights that a strip of columns has, about, for each row of a matrix unit; its code is unrolled.
+STRIP_WORK = 1 << 13
 # Of VMEM, what the tiles may take; the compiler's own temporaries need room too.
-VMEM_SHARE = 0.6
+VMEM_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +43,12 @@ class Tiles:
 
         `depth` is how many numbers each result is a sum of, over all planes.
         """
-        return math.gcd(max(self.mxu, STRIP_WORK // depth // self.mxu * self.mxu), width)
+        return math.gcd(max(self.mxu, STRIP_WORK * self.mxu // depth // self.mxu * self.mxu), width)
 
 
 def choose_tiles(
     vmem_bytes: Callable[[int, int, int, int], int],
+    rows: int,
     c: int,
     n: int,
     planes: int,
@@ -57,16 +58,16 @@ def choose_tiles(
     """The widest column tile that fits the chip.
 
     Args:
-      vmem_bytes: what a kernel needs, of (rows, columns, c, bytes of an element).
+      vmem_bytes: what a kernel needs, of (rows, columns, c, bytes of an element). rows: of a tile.
       c, n: widths of a row before and after, multiples of 128. planes: how many widths of n are cut over the cores.
       dtype: of the elements. chip: facts of the TPU.
     """
     cores = chip.num_cores if planes * n % (128 * chip.num_cores) == 0 else 1
     budget = int(VMEM_SHARE * chip.vmem_capacity_bytes)
-    rows, itemsize = BRANCHES[-1], jnp.dtype(dtype).itemsize
+    itemsize = jnp.dtype(dtype).itemsize
     fits = [
         columns
-        for columns in range(128, 1024 + 1, 128)
+        for columns in range(128, min(n, MAX_WEIGHTS // (c * itemsize)) + 1, 128)
         if n % columns == 0 and planes * n // cores % columns == 0 and vmem_bytes(rows, columns, c, itemsize) <= budget
     ]
     columns = max(fits, default=128)

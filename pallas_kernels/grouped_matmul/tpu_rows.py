@@ -3,14 +3,15 @@
 With many fine-grained experts the edges of groups are the problem: a grid of fixed row tiles, as the libraries have
 it, multiplies a tile once for every group that touches it. Here a tile belongs to one group. It starts at the
 group's first row, rounded down to `ALIGN` rows (what a DMA may address), and the matrix unit runs over as many rows
-as are left, rounded up to one of a few static sizes (`BRANCHES`).
+as there are: over a full tile at once, else in pieces of which the last is rounded up to one of a few static sizes
+(`PIECES`).
 
 A step of the grid is (group, column tile, row tile), row tiles innermost, so that a group's weights cross HBM once.
 The weights come through Pallas's own pipeline; rows come and go by DMAs of this kernel, since only they know where a
 group ends. The block of `ALIGN` rows where two groups meet is carried in VMEM from one group to the next: each block
 of the output is written once, by its last group, whole.
 
-Row tiles, column tiles and branches depend on widths and on the chip, never on how many rows there are.
+Row tiles, column tiles and pieces depend on widths and on the chip, never on how many rows there are.
 """
 
 import dataclasses
@@ -25,7 +26,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
-from pallas_kernels.grouped_matmul.tiles import ALIGN, BRANCHES, Tiles, choose_tiles, pad, precision, schedule
+from pallas_kernels.grouped_matmul.tiles import ALIGN, STRIP_WORK, Tiles, choose_tiles, pad, precision, schedule
+
+# Rows that the matrix unit runs over at once: of a full tile, and of a tile that is not.
+TILE_ROWS = 768
+PIECES = (32, 64, 96, 128, 160, 192, 224, 256)
 
 # What becomes of the planes of a weight [E, P, ...]: a result each, silu(first) * second, or their sum.
 Combine = Literal["each", "swiglu", "sum"]
@@ -107,7 +112,7 @@ def _forward_kernel(
 ) -> None:
     """One row tile times one column tile of its group's weights, double-buffered on both sides."""
     scale_hbm, refs = (refs[0], refs[1:]) if scaled else (None, refs)
-    rhs, out_hbm, lhs, out, carry, lhs_slot, sems, *scale = refs
+    rhs, out_hbm, lhs, out, carry, lhs_slot, sems, *scales = refs
     meta = (group_ref, column_ref, base_ref, end_ref)
     core, step, steps = pl.program_id(0), pl.program_id(1), steps_ref[0]
     now = Step.read(step, meta, tiles.rows)
@@ -116,9 +121,11 @@ def _forward_kernel(
     is_real = now.group < experts
 
     def load(of: Step, slot: Any, wait: bool) -> None:
-        pairs = [(lhs_hbm, lhs, 0)] + ([(scale_hbm, scale[0], 2)] if scaled else [])
-        for src, dst, sem in pairs:
-            copy_rows(src, dst.at[slot], sems.at[sem, slot], of.base, 0, of.loaded, limit, wait)
+        copy_rows(lhs_hbm, lhs.at[slot], sems.at[0, slot], of.base, 0, of.loaded, limit, wait)
+        if scaled:
+            rows = scale_hbm.at[pl.ds(of.base // ALIGN, tiles.rows // ALIGN)]
+            copy = pltpu.make_async_copy(rows, scales[0].at[slot], sems.at[2, slot])
+            copy.wait() if wait else copy.start()
 
     def store(of: Step, slot: Any, wait: bool) -> None:
         column = pl.multiple_of((core * tiles.core_columns + of.column) * tiles.columns, tiles.columns)
@@ -145,17 +152,33 @@ def _forward_kernel(
     @pl.when(is_real & ((step == 0) | ~now.same_rows(before)))
     def _() -> None:
         load(now, here, wait=True)
+        if scaled:
+            scales[1][...] = _column(scales[0][here])
 
     @pl.when(step >= 2)
     def _() -> None:
         store(Step.read(step - 2, meta, tiles.rows), slot, wait=True)
 
-    for below, rows in zip((0, *BRANCHES), BRANCHES, strict=False):
+    def multiply(first: Any, rows: int) -> None:
+        at = pl.ds(first, rows)
+        scale = scales[1].at[at] if scaled else None
+        _multiply(lhs.at[here, :, at], rhs, out.at[slot, :, at], scale, combine, transpose, tiles)
 
-        @pl.when(is_real & (now.high - now.base > below) & (now.high - now.base <= rows))
-        def _(rows: int = rows) -> None:
-            factor = scale[0][here, 0, :rows] if scaled else None
-            _multiply(lhs.at[here], rhs, out.at[slot], rows, factor, combine, transpose, tiles)
+    size = now.high - now.base
+    full = size > tiles.rows - PIECES[0]
+
+    @pl.when(is_real & full)
+    def _() -> None:
+        multiply(0, tiles.rows)
+
+    def piece(i: Any, _: None) -> None:
+        first = pl.multiple_of(i * PIECES[-1], PIECES[-1])
+        left = jnp.minimum(size - first, PIECES[-1])
+        for below, rows in zip((0, *PIECES), PIECES, strict=False):
+            pl.when((left > below) & (left <= rows))(functools.partial(multiply, first, rows))
+
+    pieces = (size + PIECES[-1] - 1) // PIECES[-1]
+    lax.fori_loop(0, jnp.where(is_real & ~full, pieces, 0), piece, None)
 
     @pl.when(~is_real)  # rows past the last group
     def _() -> None:
@@ -171,6 +194,13 @@ def _forward_kernel(
             store(before, 1 - slot, wait=True)
 
         store(now, slot, wait=True)
+
+
+def _column(scale: Float[Array, "n 1 lanes"]) -> Float[Array, "rows 1"]:
+    """Factors of rows, `ALIGN` of them in the first lanes of each vector, one below the other."""
+    shape = (scale.shape[0], ALIGN, scale.shape[2])
+    own = lax.broadcasted_iota(jnp.int32, shape, 1) == lax.broadcasted_iota(jnp.int32, shape, 2)
+    return jnp.sum(jnp.where(own, scale, 0), axis=2, keepdims=True).reshape(-1, 1)
 
 
 def _meet(now: Step, out: Any, carry: Any) -> None:
@@ -191,13 +221,12 @@ def _multiply(
     lhs: Any,
     rhs: Any,
     out: Any,
-    rows: int,
     scale: Any,
     combine: Combine,
     transpose: bool,
     tiles: Tiles,
 ) -> None:
-    """The first `rows` rows of the tile, a strip of columns at a time."""
+    """Rows [Q, rows, C] times their group's weights, a strip of columns at a time."""
     mxu = precision(lhs.dtype)
     contract = (((1,), (1 if transpose else 0,)), ((), ()))
 
@@ -208,7 +237,7 @@ def _multiply(
 
         def product(plane: int) -> Array:
             w = rhs[0, plane, at, :] if transpose else rhs[0, plane, :, at]
-            x = lhs[plane if combine == "sum" else 0, :rows]
+            x = lhs[plane if combine == "sum" else 0]
             return lax.dot_general(x, w, contract, preferred_element_type=jnp.float32, precision=mxu)
 
         results = [product(plane) for plane in range(rhs.shape[1])]
@@ -217,7 +246,7 @@ def _multiply(
         elif combine == "sum":
             results = [sum(results[1:], results[0])]
         for plane, y in enumerate(results):
-            out[plane, :rows, at] = (y if scale is None else y * scale).astype(out.dtype)
+            out[plane, :, at] = (y if scale is None else y * scale[...]).astype(out.dtype)
 
     lax.fori_loop(0, tiles.columns // width, strip, None)
 
@@ -249,7 +278,7 @@ def grouped_planes(
     padded_n = rhs.shape[2] if transpose else rhs.shape[3]
     outs = planes if combine == "each" else 1
     vmem = functools.partial(_vmem_bytes, q=q, planes=planes, outs=outs)
-    tiles = choose_tiles(vmem, lhs.shape[2], padded_n, 1, lhs.dtype, platform.chip())
+    tiles = choose_tiles(vmem, TILE_ROWS, lhs.shape[2], padded_n, 1, lhs.dtype, platform.chip())
     scaled = row_scale is not None
     rows = lhs.shape[1]
     meta = schedule(group_sizes, rows, tiles.rows, tiles.core_columns, rest=True)
@@ -261,8 +290,11 @@ def grouped_planes(
         at = core * tiles.core_columns + column[step]
         return (real, 0, at, 0) if transpose else (real, 0, 0, at)
 
-    any_ = pl.BlockSpec(memory_space=pl.ANY)
-    scale_operand = [pad(row_scale.astype(jnp.float32).reshape(1, m, 1), (1, ALIGN))] if scaled else []
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    scale_operand = []
+    if scaled:  # the factors of ALIGN rows side by side: below each other, each would take 512 bytes
+        scale = pad(row_scale.astype(jnp.float32)[None], (1, ALIGN)).reshape(-1, 1, ALIGN)
+        scale_operand = [jnp.pad(scale, ((0, tiles.rows // ALIGN), (0, 0), (0, 128 - ALIGN)))]
     scratch = [
         pltpu.VMEM((2, q, tiles.rows, lhs.shape[2]), lhs.dtype),
         pltpu.VMEM((2, outs, tiles.rows, tiles.columns), lhs.dtype),
@@ -270,6 +302,8 @@ def grouped_planes(
         pltpu.SMEM((1,), jnp.int32),
         pltpu.SemaphoreType.DMA((3, 2)),
     ]
+    if scaled:
+        scratch += [pltpu.VMEM((2, tiles.rows // ALIGN, 1, 128), jnp.float32), pltpu.VMEM((tiles.rows, 1), jnp.float32)]
     itemsize = lhs.dtype.itemsize
     kernel = functools.partial(
         _forward_kernel,
@@ -284,13 +318,16 @@ def grouped_planes(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(tiles.cores, meta[-1][0]),
-            in_specs=[any_, *([any_] * scaled), pl.BlockSpec(block, weights)],
-            out_specs=any_,
-            scratch_shapes=scratch + ([pltpu.VMEM((2, 1, tiles.rows, 1), jnp.float32)] if scaled else []),
+            in_specs=[in_hbm, *([in_hbm] * scaled), pl.BlockSpec(block, weights)],
+            out_specs=in_hbm,
+            scratch_shapes=scratch,
         ),
         out_shape=jax.ShapeDtypeStruct((outs, rows, padded_n), lhs.dtype),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit
+            dimension_semantics=("parallel", "arbitrary"),
+            vmem_limit_bytes=tiles.vmem_limit,
+            # They cost half as many bundles again for each DMA; the interpreter checks bounds in the tests.
+            disable_bounds_checks=True,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * c * n * planes,
@@ -304,5 +341,6 @@ def grouped_planes(
 
 
 def _vmem_bytes(rows: int, columns: int, c: int, itemsize: int, *, q: int, planes: int, outs: int) -> int:
-    """Rows, weights and results twice, and the float32 products of a tile."""
-    return 2 * itemsize * (q * rows * c + planes * c * columns + outs * rows * columns) + 8 * planes * rows * columns
+    """Rows, weights and results twice, and the float32 products of a strip."""
+    products = 8 * planes * rows * min(columns, max(256, STRIP_WORK * 256 // (planes * c)))
+    return 2 * itemsize * (q * rows * c + planes * c * columns + outs * rows * columns) + products

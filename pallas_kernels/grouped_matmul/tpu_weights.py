@@ -20,7 +20,7 @@ from pallas_kernels.grouped_matmul.tiles import ALIGN, STRIP_WORK, Tiles, choose
 from pallas_kernels.grouped_matmul.tpu_rows import Step, copy_rows
 
 # Rows are what is summed over here, and the matrix unit sums over a whole column of its cells at once.
-BRANCHES = (128, 256)
+BRANCHES = (128, 256)  # the last is a row tile
 
 
 def _kernel(
@@ -140,7 +140,7 @@ def grouped_transposed(
     lhs = pad(lhs[None], (1, ALIGN), (2, 128))
     grad = pad(grad, (1, ALIGN), (2, 128))
     width_c, width_n = lhs.shape[2], grad.shape[2]
-    tiles = choose_tiles(_vmem_bytes, width_c, width_n, planes, lhs.dtype, platform.chip())
+    tiles = choose_tiles(_vmem_bytes, BRANCHES[-1], width_c, width_n, planes, lhs.dtype, platform.chip())
     meta = schedule(group_sizes, lhs.shape[1], tiles.rows, tiles.core_columns, rest=False)
     plane_columns = width_n // tiles.columns
 
@@ -148,13 +148,13 @@ def grouped_transposed(
         plane, at = _plane(core, column[step], tiles, plane_columns)
         return group[step], plane, 0, at
 
-    any_ = pl.BlockSpec(memory_space=pl.ANY)
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     y = pl.pallas_call(
         functools.partial(_kernel, tiles=tiles, plane_columns=plane_columns),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=5,
             grid=(tiles.cores, meta[-1][0]),
-            in_specs=[any_, any_],
+            in_specs=[in_hbm, in_hbm],
             out_specs=pl.BlockSpec((1, 1, width_c, tiles.columns), weights),
             scratch_shapes=[
                 pltpu.VMEM((2, 1, tiles.rows, width_c), lhs.dtype),

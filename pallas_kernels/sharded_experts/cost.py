@@ -36,10 +36,13 @@ class Exchange:
     row_bytes: int
     devices: int
 
+    def sides(self, chip: pltpu.TpuInfo) -> tuple[int, ...]:
+        """The sides that the group has on the chip's torus."""
+        return torus(self.devices, _ICI[chip.chip_version][0])
+
     def seconds(self, way: Way, chip: pltpu.TpuInfo) -> float:
         """There and back: the links' time and the memory's."""
-        axes, link = _ICI[chip.chip_version]
-        sides = torus(self.devices, axes)
+        sides, link = self.sides(chip), _ICI[chip.chip_version][1]
         links = sum(min(side, 3) - 1 for side in sides)
         memory = chip.mem_bw_bytes_per_second * chip.num_cores
         choices = self.tokens * self.k

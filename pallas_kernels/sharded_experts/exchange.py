@@ -21,6 +21,11 @@ Local = Callable[[Array, Array, Array], Array]
 ROOM = 1.5
 
 
+def room(choices: int) -> int:
+    """Rows that a device has room for, where each device sends `choices` of them."""
+    return -(-int(ROOM * choices) // 16) * 16
+
+
 def own_ids(expert_ids: Int[Array, "t k"], own: int, axis: str) -> Int[Array, "t k"]:
     """Ids among this device's `own` experts; `own` for everybody else's."""
     ids = expert_ids - own * lax.axis_index(axis)
@@ -67,11 +72,10 @@ def all_to_all(
     order, inverse, sizes = routing.sort_by_expert(expert_ids, devices * own)
     send = sizes.reshape(devices, own)
     most = lax.pmax(jnp.max(lax.psum(jnp.sum(send, axis=1), axis)), tuple(everywhere))
-    room = -(-int(ROOM * order.size) // 16) * 16
+    rows = room(order.size)
 
     def few(x: Array, weights: Array) -> Array:
-        rows = routing.spread(x, order, inverse)
-        back = _there_and_back(rows, send, room, axis, run)
+        back = _there_and_back(routing.spread(x, order, inverse), send, rows, axis, run)
         y = routing.collect(back, order, inverse) * weights.reshape(-1, 1).astype(back.dtype)
         return routing.combine(y, expert_ids, devices * own)
 
@@ -79,7 +83,7 @@ def all_to_all(
         return gather(x, expert_ids, weights, own, axis, run, rounds=math.gcd(x.shape[0], devices))
 
     # What the branches need for their gradients is computed again: else both would keep all of theirs.
-    return lax.cond(most <= room, jax.checkpoint(few), jax.checkpoint(many), x, weights)
+    return lax.cond(most <= rows, jax.checkpoint(few), jax.checkpoint(many), x, weights)
 
 
 def _there_and_back(

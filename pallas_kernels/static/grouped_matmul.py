@@ -76,32 +76,55 @@ def _count_ours(workload: Workload, product: str, kernel: Kernel, chip: Chip, lo
     c, n, planes, outs = PRODUCTS[product]
     sizes = loads.group_sizes(load, workload.rows, workload.experts)
     vmem = functools.partial(tpu_rows._vmem_bytes, q=1, planes=planes, outs=outs)
-    tiles = our_tiles.choose_tiles(vmem, c, n, 1, "bfloat16", chip.info)
+    tiles = our_tiles.choose_tiles(vmem, tpu_rows.TILE_ROWS, c, n, 1, "bfloat16", chip.info)
     meta = our_tiles.schedule(jnp.asarray(sizes, jnp.int32), workload.rows, tiles.rows, tiles.core_columns, rest=True)
     *table, ends, steps = (np.asarray(x) for x in meta)
     group, column, base = (x[: int(steps[0])] for x in table)
     rows = np.minimum(ends[group], base + tiles.rows) - base
 
     grid = kernel.regions.grid()
-    branches = [region for region in grid.walk() if region.kind == "branch" and len(region.products()) == 1]
-    if len(branches) != len(our_tiles.BRANCHES):
-        raise ValueError(f"expected {len(our_tiles.BRANCHES)} branches that multiply, found {len(branches)}.")
-    taken = np.searchsorted(our_tiles.BRANCHES, rows)
+    loop, bodies = _bodies(grid)
+    taken = _taken(rows, tiles.rows)
     turns = tiles.columns // tiles.strip(tiles.columns, planes * c)
-    once = np.asarray([branch.spent("cycles", dict.fromkeys(branch.loops(), turns)) for branch in branches])
-    runs: dict[Region, float] = {grid: float(len(group))}
-    for i, branch in enumerate(branches):
-        count = float(np.count_nonzero(taken == i))
-        runs[branch] = count
-        runs |= {loop: count * turns for loop in branch.loops()}
+    once = np.asarray([body.spent("cycles", dict.fromkeys(body.loops(), turns)) for body in bodies])
+    runs: dict[Region, float] = {grid: float(len(group)), loop: float(taken[:, 1:].sum())}
+    for body, count in zip(bodies, taken.sum(axis=0), strict=True):
+        runs[body] = count
+        runs |= {inner: count * turns for inner in body.loops()}
+    # After the products comes the branch of a tile of the rows past the last group.
+    runs[next(r for r in grid.walk() if r.first >= loop.last)] = float(np.count_nonzero(group == len(sizes)))
 
     # A step's own transfers: its weights and its rows, unless they are there, and the rows that it completes.
     new_group = np.diff(group, prepend=-1) != 0
     new_rows = new_group | (np.diff(base, prepend=-1) != 0)
     new_weights = new_group | (np.diff(column, prepend=-1) != 0)
-    read = np.where(new_rows, -(-rows // our_tiles.ALIGN) * our_tiles.ALIGN * c, 0)
+    # Factors of rows, a vector for ALIGN of them; where XLA keeps them in VMEM, a loop copies eight a turn.
+    factor_turns = float(new_rows.sum() * (tiles.rows // our_tiles.ALIGN // 8))
+    runs |= {region: factor_turns for region in grid.loops() if region not in runs}
+    factors = 256 * (tiles.rows // our_tiles.ALIGN) if product == "down" else 0
+    read = np.where(new_rows, -(-rows // our_tiles.ALIGN) * our_tiles.ALIGN * c + factors, 0)
     read = read + np.where(new_weights, planes * c * tiles.columns, 0)
     written = rows // our_tiles.ALIGN * our_tiles.ALIGN * outs * tiles.columns
-    transfers = 2.0 * (read + written)
-    common = (kernel.regions.spent("cycles", runs) - once[taken].sum()) / len(group)
-    return Count(runs, transfers.sum() * tiles.cores, waits(once[taken] + common, transfers, chip))
+    transfers = 2.0 * (read + written)  # bytes of bfloat16
+    multiplied = taken @ once
+    common = (kernel.regions.spent("cycles", runs) - multiplied.sum()) / len(group)
+    return Count(runs, transfers.sum() * tiles.cores, waits(multiplied + common, transfers, chip))
+
+
+def _bodies(grid: Region) -> tuple[Region, list[Region]]:
+    """The loop over the pieces of a tile that is not full, and what multiplies: a full tile first, then each piece."""
+    bodies = [region for region in grid.walk() if region.kind == "branch" and len(region.products()) == 1]
+    loop = next((r for r in grid.loops() if len(r.products()) == len(tpu_rows.PIECES)), None)
+    if loop is None or len(bodies) != 1 + len(tpu_rows.PIECES):
+        raise ValueError(f"expected {1 + len(tpu_rows.PIECES)} branches that multiply, found {len(bodies)}.")
+    return loop, bodies
+
+
+def _taken(rows: np.ndarray, tile: int) -> np.ndarray:
+    """How often each of `_bodies` runs for tiles with so many rows: [S, 1 + number of piece sizes]."""
+    sizes = np.asarray(tpu_rows.PIECES)
+    full = rows > tile - sizes[0]
+    whole, rest = np.divmod(np.where(full, 0, rows), sizes[-1])
+    pieces = np.eye(len(sizes) + 1)[np.where(rest, np.searchsorted(sizes, rest) + 1, 0)][:, 1:]
+    pieces[:, -1] += whole
+    return np.concatenate([full[:, None], pieces], axis=1)

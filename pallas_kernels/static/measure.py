@@ -92,6 +92,9 @@ def _figures(case: Case, load: Load, kernels: list[Kernel], chip: Chip) -> dict[
             busy[unit] += kernel.regions.spent(unit, count.runs)
         hbm_bytes += count.hbm_bytes
         waits = waits + count.waits if count.waits is not None else float("nan")
+    mxu = matmuls * chip.matmul_cycles / chip.info.num_mxus / cycles
+    if mxu > 1:
+        raise ValueError(f"the matrix units would be busy {mxu:.0%} of the time: a loop is missing.")
     hbm_cycles = hbm_bytes / chip.bytes_per_second * chip.clock
     return {
         "vmem_bytes": max(kernel.vmem_bytes for kernel in kernels),
@@ -102,6 +105,6 @@ def _figures(case: Case, load: Load, kernels: list[Kernel], chip: Chip) -> dict[
         "waits": None if waits != waits else waits,
         "time_s": max(cycles, hbm_cycles) / chip.clock,
         "mxu_useful": load.flops / chip.cores / chip.flops_per_cycle / cycles,
-        "mxu": matmuls * chip.matmul_cycles / chip.info.num_mxus / cycles,
+        "mxu": mxu,
         **{unit.lower(): busy[unit] / cycles for unit in ("VALU", "VLOAD", "VSTORE")},
     }
