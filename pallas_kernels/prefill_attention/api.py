@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
-from pallas_kernels.prefill_attention import cpu, reference, tpu
+from pallas_kernels.prefill_attention import cpu, reference, tpu, tpu_backward
 from pallas_kernels.prefill_attention.tiles import LANES, Tiling
 
 
@@ -37,10 +37,12 @@ def prefill_attention(
         the same `key_block`. None: 256 on a TPU, all keys at once elsewhere.
 
     Returns:
-      [B, T, H, K] of q's dtype. Differentiable in q, k, v, r and profiles.
+      [B, T, H, K] of q's dtype. Differentiable in q, k, v, r and profiles. On a TPU, NaN and infinity in q, k, v or r
+      make NaN of the rows that see them, and of the gradients of what such a row sees, and change no bit of any other
+      row; of another document least of all (profiles and their gradient are everyone's).
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or dtypes differ.
     """
     b, t, h, dim = q.shape
     groups = k.shape[2]
@@ -50,6 +52,12 @@ def prefill_attention(
             "prefill_attention needs q [B, T, H, K], k and v [B, T, G, K] with G dividing H, r [B, T, H, R], profiles "
             f"[R, E] and document_start [B, T]; got {q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
             f"{None if document_start is None else document_start.shape}."
+        )
+    dtypes = [x.dtype for x in (q, k, v, r, profiles)]
+    if len(set(dtypes)) > 1:
+        raise ValueError(
+            "prefill_attention needs q, k, v, r and profiles of one dtype; got "
+            f"{', '.join(str(dtype) for dtype in dtypes)}: cast them to q's."
         )
     if window < 1 or sinks < 0 or (key_block is not None and (key_block < 1 or sinks % key_block)):
         raise ValueError(
@@ -69,8 +77,7 @@ def prefill_attention(
     return _on_tpu(window, sinks, key_block, q, k, v, r, profiles, document_start)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _on_tpu(
+def _attend(
     window: int,
     sinks: int,
     key_block: int | None,
@@ -80,25 +87,24 @@ def _on_tpu(
     r: Array,
     profiles: Array,
     document_start: Array | None,
-) -> Array:
+) -> tuple[Array, Array]:
     rank, extent = profiles.shape
     tiling = Tiling.of(q.shape[1], q.shape[2] // k.shape[2], rank, extent, window, sinks, key_block)
-    return tpu.attend(tiling, q, k, v, r, profiles, document_start)[0]
+    return tpu.attend(tiling, q, k, v, r, profiles, document_start)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _on_tpu(window: int, sinks: int, key_block: int | None, *args: Array | None) -> Array:
+    return _attend(window, sinks, key_block, *args)[0]
 
 
 def _fwd(window: int, sinks: int, key_block: int | None, *args: Array | None) -> tuple[Array, tuple[Array | None, ...]]:
-    return _on_tpu(window, sinks, key_block, *args), args
+    y, lse = _attend(window, sinks, key_block, *args)
+    return y, (*args, y, lse)
 
 
-def _bwd(window: int, sinks: int, key_block: int | None, args: tuple[Array, ...], grad: Array) -> tuple:
-    """The gradient by plain jnp, chunk by chunk: there is no backward kernel yet."""
-    del key_block
-    *arrays, document_start = args
-
-    def plain(*arrays: Array) -> Array:
-        return cpu.prefill_attention(*arrays, document_start, window=window, sinks=sinks, key_block=None)
-
-    return (*jax.vjp(plain, *arrays)[1](grad.astype(arrays[0].dtype)), None)
+def _bwd(window: int, sinks: int, key_block: int | None, residuals: tuple[Array, ...], grad: Array) -> tuple:
+    return (*tpu_backward.gradients(window, sinks, key_block, grad, *residuals), None)
 
 
 _on_tpu.defvjp(_fwd, _bwd)

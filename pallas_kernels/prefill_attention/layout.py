@@ -1,6 +1,7 @@
 """The arrays as the TPU kernels take them, and the blocks of them that a grid step has in memory."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,11 @@ from jaxtyping import Array
 
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention.tiles import Tiling, document_bounds, steps
+
+
+def finite(x: Array, instead: float = 0) -> Array:
+    """A number in the place of NaN and infinity."""
+    return jnp.where(jnp.isfinite(x), x, instead)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +56,23 @@ class Layout:
         r = jnp.pad(r, ((0, 0), (0, self.tiling.query_length - t), (0, 0), (0, 0)))
         return jnp.transpose(r, (0, 2, 3, 1)).reshape(b * self.groups, h // self.groups, n, -1)
 
+    def by_row(self, x: Array) -> Array:
+        """[B, T, H] as [B G, J, Tq], zero where there is no token."""
+        return self.by_query(x[..., None])[..., 0]
+
     def from_query(self, x: Array, t: int) -> Array:
         """The inverse of `by_query`."""
         x = x.reshape(self.sequences, -1, *x.shape[2:])
         return jnp.moveaxis(x, 1, 2)[:, :t]
 
-    def from_key(self, x: Array, t: int) -> Array:
-        """The inverse of `by_key`."""
-        return jnp.moveaxis(x.reshape(self.sequences, self.groups, *x.shape[1:]), 1, 2)[:, :t]
+    def from_row(self, x: Array, t: int) -> Array:
+        """The inverse of `by_row`."""
+        return self.from_query(x[..., None], t)[..., 0]
+
+    def from_transposed(self, r: Array, t: int) -> Array:
+        """The inverse of `transposed`; of keys' [B G, K, Tk] too, as [B, T, G, K]."""
+        r = r.reshape(self.sequences, -1, *r.shape[-2:])
+        return jnp.transpose(r, (0, 3, 1, 2))[:, :t]
 
     def starts(self, document_start: Array | None) -> tuple[Array | None, Array, Array, Array]:
         """Document beginnings [B, 1, Tq] and the tables that the grid runs over: pairs, fetch, bounds."""
@@ -81,19 +96,21 @@ class Layout:
             vmem_limit_bytes=int(0.95 * platform.chip().vmem_capacity_bytes),
         )
 
-    def cost(self, products: int, dtype: Any) -> pl.CostEstimate:
-        """Of `products` products of each query with each key that it sees (documents not counted)."""
+    def cost(self, products: int, biases: int, arrays: Sequence[Any]) -> pl.CostEstimate:
+        """Of a kernel that reads and writes these arrays once (documents not counted).
+
+        Args:
+          products: of each query with each key that it sees, K numbers each. biases: the same, R numbers each.
+          arrays: operands and results.
+        """
         tiling = self.tiling
         position = np.arange(tiling.query_length)
-        seen = int(np.minimum(position + 1, tiling.window + np.minimum(tiling.sinks, position)).sum())
-        heads = self.sequences * self.groups * tiling.queries
-        rows = heads * tiling.query_length
-        width = products * self.dim + tiling.rank
-        io = products * self.dim * (rows + rows // tiling.queries) + rows * tiling.rank
+        seen = np.minimum(position + 1, tiling.window + np.minimum(tiling.sinks, position))
+        pairs = self.sequences * self.groups * tiling.queries * int(np.minimum(seen, tiling.key_length).sum())
         return pl.CostEstimate(
-            flops=2 * heads * seen * width,
-            transcendentals=heads * seen,
-            bytes_accessed=io * jnp.dtype(dtype).itemsize + 4 * rows,
+            flops=2 * pairs * (products * self.dim + biases * tiling.rank),
+            transcendentals=pairs,
+            bytes_accessed=sum(x.size * jnp.dtype(x.dtype).itemsize for x in arrays),
         )
 
     @property
@@ -109,6 +126,11 @@ class Layout:
         return self._spec((None, self.tiling.key_tile, self.dim), lambda i, p, f: (i, f, 0))
 
     @property
+    def key_sums(self) -> pl.BlockSpec:
+        """A sum for each key of a sequence, transposed."""
+        return self._spec((None, self.dim, self.tiling.key_length), lambda i, p, f: (i, 0, 0))
+
+    @property
     def relative(self) -> pl.BlockSpec:
         """Relative states of a tile of queries, transposed."""
         shape = (None, self.tiling.queries, self.tiling.rank, self.tiling.query_tile)
@@ -118,6 +140,11 @@ class Layout:
     def profiles(self) -> pl.BlockSpec:
         """All profiles."""
         return self._spec((self.tiling.rank, self.tiling.profile_lanes), lambda i, p, f: (0, 0))
+
+    @property
+    def profile_sums(self) -> pl.BlockSpec:
+        """A sum for each number of the profiles, of one sequence and kv head."""
+        return self._spec((None, self.tiling.rank, self.tiling.profile_lanes), lambda i, p, f: (i, 0, 0))
 
     @property
     def per_row(self) -> pl.BlockSpec:

@@ -34,7 +34,7 @@ class Tiling:
     Attributes:
       queries: query heads of a kv head. rank, extent: of the profiles. window, sinks: what a query sees.
       tokens, key_block: of an inner tile. query_tile, key_tile: of a grid step, multiples of these.
-      query_length, key_length: T rounded up to whole tiles.
+      query_length, key_length: queries and keys, rounded up to whole tiles.
     """
 
     queries: int
@@ -51,16 +51,25 @@ class Tiling:
 
     @classmethod
     def of(
-        cls, t: int, queries: int, rank: int, extent: int, window: int, sinks: int, key_block: int | None
+        cls,
+        t: int,
+        queries: int,
+        rank: int,
+        extent: int,
+        window: int,
+        sinks: int,
+        key_block: int | None,
+        keys: int | None = None,
     ) -> "Tiling":
-        """The cut of sequences of `t` tokens."""
+        """The cut of sequences of `t` tokens, of which only the first `keys` are keys (None: all)."""
+        keys = keys or t
         key_block = key_block or KEY_BLOCK
         query_tile = min(round_up(t, TOKENS), max(QUERY_TILE, TOKENS))
         reach = round_up(max(window, sinks), key_block)  # a shorter window is not worth a longer tile
-        key_tile = min(round_up(t, key_block), reach, max(KEY_TILE // key_block * key_block, key_block))
+        key_tile = min(round_up(keys, key_block), reach, max(KEY_TILE // key_block * key_block, key_block))
         return cls(
             queries, rank, extent, window, sinks, TOKENS, key_block, query_tile, key_tile,
-            round_up(t, query_tile), round_up(t, key_tile),
+            round_up(t, query_tile), round_up(keys, key_tile),
         )  # fmt: skip
 
     @property

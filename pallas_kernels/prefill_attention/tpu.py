@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels import platform
-from pallas_kernels.prefill_attention.layout import Layout
+from pallas_kernels.prefill_attention.layout import Layout, finite
 from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles
 from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, skew, visible, wide, window
 
@@ -99,15 +99,24 @@ def _kernel(
 
 def attend(
     tiling: Tiling, q: Array, k: Array, v: Array, r: Array, profiles: Array, document_start: Array | None
-) -> tuple[Float[Array, "b t h k"], Float[Array, "bg j tq"]]:
-    """The result, and the logarithm of each row's sum of exponentials as the backward kernel takes it."""
+) -> tuple[Float[Array, "b t h k"], Float[Array, "b t h"]]:
+    """The result, and the logarithm of each row's sum of exponentials, in float32."""
     layout = Layout.of(tiling, q, k, document_start)
+    # Zero times a value that isn't finite is NaN, also for a query that doesn't see it. So the scores tell of it, which
+    # are masked. And a row that isn't finite is NaN, never finite by way of a score of minus infinity.
+    k = jnp.where(jnp.isfinite(v).all(axis=-1, keepdims=True), k, jnp.nan)
+    q, k, r, profiles = (finite(x, jnp.nan) for x in (q, k, r, profiles))
+    v = finite(v)
     start, *tables = layout.starts(document_start)
     operands = [layout.by_query(q), layout.by_key(k), layout.by_key(v), layout.transposed(r)]
     operands += [reversed_profiles(profiles, tiling)] + ([] if start is None else [start])
     specs = [layout.query, layout.key, layout.key, layout.relative, layout.profiles]
     specs += [] if start is None else [layout.start]
     rows, dim = (tiling.queries, tiling.query_tile), q.shape[3]
+    out_shape = [
+        jax.ShapeDtypeStruct(operands[0].shape, q.dtype),
+        jax.ShapeDtypeStruct(operands[0].shape[:3], jnp.float32),
+    ]
     y, lse = pl.pallas_call(
         functools.partial(_kernel, tiling=tiling, groups=layout.groups, documents=layout.documents),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -123,13 +132,10 @@ def attend(
                 pltpu.VMEM((tiling.query_tile, LANES), jnp.int32),
             ],
         ),
-        out_shape=[
-            jax.ShapeDtypeStruct(operands[0].shape, q.dtype),
-            jax.ShapeDtypeStruct(operands[0].shape[:3], jnp.float32),
-        ],
+        out_shape=out_shape,
         compiler_params=layout.compiler_params(),
-        cost_estimate=layout.cost(2, q.dtype),
+        cost_estimate=layout.cost(2, 1, operands + out_shape),
         interpret=platform.interpret(),
         name="prefill_attention",
     )(*tables, *operands)
-    return layout.from_query(y, q.shape[1]), lse
+    return layout.from_query(y, q.shape[1]), layout.from_row(lse, q.shape[1])

@@ -1,8 +1,8 @@
 """What the forward and the backward kernel have in common: scores, relative bias and mask of one inner tile.
 
 The rows of an inner tile are [heads of a kv head, tokens]. Its bias is one small matmul of the tile's relative states
-with the window of the profiles that it needs, lane 0 the distance of the last token from the first key; a strided
-roll then shifts each token's row to the left by its distance from the last token.
+with the window of the profiles that it needs, lane 0 the distance of the last token from the first key; each token's
+row is then rolled to the left by its distance from the last token. The gradient's rows move back.
 """
 
 import dataclasses
@@ -42,6 +42,27 @@ def skew(x: Float[Array, "rows lanes"], tiling: Tiling) -> Float[Array, "rows ke
     x = x.reshape(tiling.queries, tiling.tokens, tiling.lanes)
     x = pltpu.roll(x, tiling.lanes - (tiling.tokens - 1), 2, stride=1, stride_axis=1)
     return x[:, :, : tiling.key_block].reshape(tiling.rows, tiling.key_block)
+
+
+def unskew(x: Float[Array, "rows key_block"], tiling: Tiling) -> Float[Array, "rows lanes"]:
+    """By key to by distance, zero where there is no key: the transpose of `skew`.
+
+    Rolls have no negative stride; so it is a gather inside each vector of lanes, and a choice between the vectors.
+    """
+    rows, vectors = x.shape[0], -(-x.shape[1] // LANES)
+    if x.shape[1] % LANES:
+        x = jnp.concatenate([x, jnp.zeros((rows, vectors * LANES - x.shape[1]), x.dtype)], axis=1)
+    token = lax.broadcasted_iota(jnp.int32, (rows, LANES), 0) & (tiling.tokens - 1)
+    source = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1) + token - (tiling.tokens - 1)
+    lane, vector = source & (LANES - 1), source >> (LANES.bit_length() - 1)
+    gathered = [jnp.take_along_axis(x[:, i * LANES : (i + 1) * LANES], lane, axis=1) for i in range(vectors)]
+    moved = []
+    for to in range(tiling.lanes // LANES):
+        y = jnp.zeros((rows, LANES), x.dtype)
+        for i, vector_of_keys in enumerate(gathered):
+            y = jnp.where(vector == i - to, vector_of_keys, y)
+        moved.append(y)
+    return jnp.concatenate(moved, axis=1)
 
 
 def window(tiling: Tiling, query: Any, key: Any) -> Any:
