@@ -1,4 +1,4 @@
-"""Cases of prefill_attention, forward: whole sequences, ours beside splash attention of jax, which has no bias."""
+"""Cases of prefill_attention: whole sequences, ours beside splash attention of jax, which has no bias."""
 
 import functools
 from typing import Any
@@ -35,6 +35,22 @@ def ours(tokens: int, layer: str) -> Built:
     return f, (q, k, k, _array(1, tokens, HEADS, RANK), _array(RANK, LAYERS[layer][2]))
 
 
+def ours_backward(tokens: int, layer: str) -> Built:
+    """The gradients of one sequence of one document."""
+    f, args = ours(tokens, layer)
+    return _gradients(f), args
+
+
+def _gradients(f: Any) -> Any:
+    """Of all arguments, for any gradient of the result."""
+
+    def gradients(*args: jax.Array) -> Any:
+        y, vjp = jax.vjp(f, *args)
+        return vjp(y)
+
+    return gradients
+
+
 def splash(tokens: int, layer: str, blocks: tuple[int, int, int]) -> Built:
     """The library's kernel for the same mask; no sequence here is longer than the global layers' window."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
@@ -42,42 +58,76 @@ def splash(tokens: int, layer: str, blocks: tuple[int, int, int]) -> Built:
 
     window, shape = LAYERS[layer][0], (tokens, tokens)
     mask = masks.LocalMask(shape, (window - 1, 0), 0) if window < tokens else masks.CausalMask(shape)
-    sizes = kernel.BlockSizes(block_q=blocks[0], block_kv=blocks[1], block_kv_compute=blocks[2])
+    queries, keys, at_once = blocks
+    sizes = kernel.BlockSizes(queries, keys, at_once, queries, keys, at_once, queries, keys)
     attend = kernel.make_splash_mha_single_device(masks.MultiHeadMask([mask] * HEADS), block_sizes=sizes)
 
     def f(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         return attend(q, k, v)
 
-    keys = _array(KV_HEADS, tokens, HEAD_DIM)
-    return f, (_array(HEADS, tokens, HEAD_DIM), keys, keys)
+    kv = _array(KV_HEADS, tokens, HEAD_DIM)
+    return f, (_array(HEADS, tokens, HEAD_DIM), kv, kv)
+
+
+def splash_backward(tokens: int, layer: str, blocks: tuple[int, int, int]) -> Built:
+    """Its gradients."""
+    f, args = splash(tokens, layer, blocks)
+    return _gradients(f), args
 
 
 def cases(chip: Chip) -> list[Case]:
-    """Lengths and layers, each way."""
+    """Lengths and layers, each way; the gradients where one trains."""
     del chip
     found = []
     for name, tokens in TOKENS.items():
         for layer in LAYERS:
-            kwargs: dict[str, Any] = {"tokens": tokens, "layer": layer}
-            part = Part(f"{__name__}:ours", kwargs, "prefill_attention", functools.partial(_ours, tokens, layer))
-            found.append(_case(name, layer, "ours", part))
-            for blocks in SPLASH:
-                count = functools.partial(_splash, tokens, layer, blocks)
-                kernel = "splash_mha_fwd_no_residuals"
-                part = Part(f"{__name__}:splash", kwargs | {"blocks": list(blocks)}, kernel, count)
-                found.append(_case(name, layer, f"splash {'x'.join(map(str, blocks))}", part, "no bias"))
+            found += _forward(name, tokens, layer)
+            found += _backward(name, tokens, layer) if name.startswith("train") else []
     return found
 
 
-def _case(name: str, layer: str, way: str, part: Part, note: str = "") -> Case:
+def _forward(name: str, tokens: int, layer: str) -> list[Case]:
+    kwargs: dict[str, Any] = {"tokens": tokens, "layer": layer}
+    part = Part(f"{__name__}:ours", kwargs, "prefill_attention", functools.partial(_ours, tokens, layer, 1))
+    found = [_case(name, layer, 1, "ours", (part,))]
+    for blocks in SPLASH:
+        count = functools.partial(_splash, tokens, layer, blocks)
+        part = Part(f"{__name__}:splash", kwargs | {"blocks": list(blocks)}, "splash_mha_fwd_no_residuals", count)
+        found.append(_case(name, layer, 1, f"splash {'x'.join(map(str, blocks))}", (part,), "no bias"))
+    return found
+
+
+def _backward(name: str, tokens: int, layer: str) -> list[Case]:
+    """The library's has a kernel for dq and one for dk and dv. Names of kernels say by which transforms they came."""
+    kwargs: dict[str, Any] = {"tokens": tokens, "layer": layer}
+    count = functools.partial(_ours, tokens, layer, 2)
+    part = Part(f"{__name__}:ours_backward", kwargs, r"\w*prefill_attention_backward_*", count)
+    found = [_case(name, layer, 2, "ours", (part,))]
+    for blocks in SPLASH:
+        parts = tuple(
+            Part(
+                f"{__name__}:splash_backward",
+                kwargs | {"blocks": list(blocks)},
+                rf"\w*splash_mha_{phase}_no_residuals_*",
+                functools.partial(_splash_backward, tokens, layer, blocks, phase == "dkv"),
+            )
+            for phase in ("dq", "dkv")
+        )
+        found.append(_case(name, layer, 2, f"splash {'x'.join(map(str, blocks))}", parts, "no bias"))
+    return found
+
+
+def _case(name: str, layer: str, passes: int, way: str, parts: tuple[Part, ...], note: str = "") -> Case:
+    """Products of each query with each key that it sees: two forward, five backward, whatever is computed twice."""
     tokens, window = TOKENS[name], LAYERS[layer][0]
     seen = int(np.minimum(np.arange(tokens) + 1, window).sum())
-    least = 2 * tokens * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS)
-    load = Load("one document", 4.0 * HEADS * HEAD_DIM * seen, least)
-    return Case("prefill_attention", f"{name}.{layer}", way, (part,), (load,), note)
+    least = passes * 2 * tokens * HEAD_DIM * (2 * HEADS + 2 * KV_HEADS)
+    load = Load("one document", {1: 4.0, 2: 10.0}[passes] * HEADS * HEAD_DIM * seen, least)
+    workload = f"{name}.{layer}" + ("" if passes == 1 else ".backward")
+    return Case("prefill_attention", workload, way, parts, (load,), note)
 
 
-def _ours(tokens: int, layer: str, kernel: Kernel, chip: Chip, load: str) -> Count:
+def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load: str) -> Count:
     """A loop over pairs of tiles; in it one over key blocks, seen whole by all queries or else a loop over queries."""
     del load
     assert kernel.regions is not None
@@ -103,21 +153,25 @@ def _ours(tokens: int, layer: str, kernel: Kernel, chip: Chip, load: str) -> Cou
     runs: dict[Region, float] = {grid: turns * pairs.shape[1], blocks: turns * int(visited.sum())}
     runs |= {in_blocks[0]: turns * int(whole.sum()), rows: turns * int((visited & ~whole).sum()) * row.shape[-1]}
     runs[in_rows[0]] = turns * int(near.sum())
-    # What begins and what ends a tile of queries.
+    # What begins and what ends a tile of queries; before these, what begins a sequence.
     tiles = turns * len(np.unique(pairs[0]))
     around = [region for region in grid.walk() if region.kind == "branch" and not region.total("matmuls")]
-    runs |= {region: tiles for region in around}
+    runs |= {region: turns for region in around[:-2]}
+    runs |= {region: tiles for region in around[-2:]}
     fetches = 1 + int(np.count_nonzero(np.diff(np.asarray(fetch)[0])))
     keys = 4 * KV_HEADS * fetches * tiling.key_tile * HEAD_DIM
-    return Count(runs, keys + 2 * tokens * HEADS * (2 * HEAD_DIM + RANK))
+    queries = 2 * tokens * HEADS * (passes * 2 * HEAD_DIM + RANK)
+    sums = (passes - 1) * 4 * tokens * (2 * KV_HEADS * HEAD_DIM + HEADS * RANK)  # dk, dv, dr in float32
+    return Count(runs, keys + queries + sums)
 
 
-def splash_steps(tokens: int, window: int, query_block: int, key_block: int) -> tuple[int, int]:
+def splash_steps(tokens: int, window: int, query_block: int, key_block: int, by_key: bool = False) -> tuple[int, int]:
     """Steps of a head's grid, and those of them that multiply: the others are there since some row has as many."""
     query = np.arange(0, tokens, query_block)[:, None]
     key = np.arange(0, tokens, key_block)[None, :]
     active = (key <= query + query_block - 1) & (query - (key + key_block - 1) < window)
-    return len(query) * int(active.sum(axis=1).max()), int(active.sum())
+    active = active.T if by_key else active
+    return len(active) * int(active.sum(axis=1).max()), int(active.sum())
 
 
 def _splash(tokens: int, layer: str, blocks: tuple[int, int, int], kernel: Kernel, chip: Chip, load: str) -> Count:
@@ -131,3 +185,20 @@ def _splash(tokens: int, layer: str, blocks: tuple[int, int, int], kernel: Kerne
     inner = [region for region in grid.walk() if region.kind == "branch" and not region.inside]
     runs |= {region: heads * (active if region.matmuls else tokens // blocks[0]) for region in inner}
     return Count(runs, 4 * HEAD_DIM * HEADS * (active * blocks[1] + tokens))
+
+
+def _splash_backward(
+    tokens: int, layer: str, blocks: tuple[int, int, int], dkv: bool, kernel: Kernel, chip: Chip, load: str
+) -> Count:
+    """As `_splash`, on one core: its grid says that no dimension may be cut. dk and dv go over the queries of a key."""
+    del load, chip
+    assert kernel.regions is not None
+    grid = kernel.regions.grid()
+    rows, columns = blocks[:2]
+    total, active = splash_steps(tokens, LAYERS[layer][0], rows, columns, by_key=dkv)
+    runs: dict[Region, float] = {grid: HEADS * total}
+    inner = [region for region in grid.walk() if region.kind == "branch" and not region.inside]
+    outer = tokens // (columns if dkv else rows)
+    runs |= {region: HEADS * (active if region.matmuls else outer) for region in inner}
+    moved, kept = (rows, 4 * tokens) if dkv else (columns, 3 * tokens)
+    return Count(runs, 4 * HEAD_DIM * HEADS * active * moved + 2 * HEAD_DIM * HEADS * kept)

@@ -163,8 +163,9 @@ def test_splash_multiplies_the_blocks_that_hold_a_visible_pair(window, blocks):
     distance = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
     visible = (distance >= 0) & (distance < window)
     active = visible.reshape(tokens // blocks[0], blocks[0], tokens // blocks[1], blocks[1]).any(axis=(1, 3))
-    steps = active.shape[0] * int(active.sum(axis=1).max())
-    assert prefill_attention.splash_steps(tokens, window, *blocks) == (steps, active.sum())
+    for by_key, of_row in ((False, active), (True, active.T)):
+        steps = of_row.shape[0] * int(of_row.sum(axis=1).max())
+        assert prefill_attention.splash_steps(tokens, window, *blocks, by_key=by_key) == (steps, active.sum())
 
 
 @pytest.mark.parametrize("load", ["random", "skewed"])
