@@ -57,7 +57,7 @@ def compiled(implementation, case):
 
     def run(arrays, document_start):
         *arrays, grad = arrays
-        with platform.forced(implementation), small_tiles(128 if long else 32):
+        with platform.forced(implementation), small_tiles(64 if long else 32):
             y, vjp = jax.vjp(
                 lambda *a: api.prefill_attention(*a, document_start, window=window, sinks=sinks, key_block=key_block),
                 *arrays,
@@ -217,7 +217,7 @@ def test_bfloat16_is_summed_in_float32():
 
 
 def test_no_races_and_no_stray_reads():
-    case = (50, 2, 1, 8, 4, 20, 12, 16, 16)
+    case = (40, 2, 1, 8, 4, 20, 12, 16, 16)
     arrays = draw(case, 6, batch=1)
     documents = jnp.asarray([starts([20], case[0])])
     with no_races():
@@ -240,9 +240,9 @@ def test_wrong_shapes_and_dtypes_are_refused():
 @pytest.mark.parametrize("tokens", [2048, 8192])
 @pytest.mark.parametrize(("window", "sinks", "extent"), [(512, 0, 512), (32768, 256, 1024)], ids=["local", "global"])
 def test_compiles_for_every_chip(chip, tokens, window, sinks, extent):
-    """The 276B model's layers, value and gradients: a Mosaic call each, and no array beyond what goes in and out.
+    """The 276B model's layers, value and gradients: a Mosaic call each, within VMEM; the short ones with documents.
 
-    Temporary are the arrays in the kernels' layout, some of them as float32: not all scores, nor all bias.
+    Temporary are the arrays in the kernels' layout, some of them in float32: never all scores or all bias.
     """
 
     def array(*shape):
@@ -250,12 +250,13 @@ def test_compiles_for_every_chip(chip, tokens, window, sinks, extent):
 
     kv = array(1, tokens, 8, 128)
     q = array(1, tokens, 32, 128)
-    args = (q, kv, kv, array(1, tokens, 32, 16), array(16, extent), q)
+    documents = jax.ShapeDtypeStruct((1, tokens), jnp.int32) if tokens == 2048 else None
+    args = (q, kv, kv, array(1, tokens, 32, 16), array(16, extent), q, documents)
 
     def f(*args):
-        *arrays, grad = args
+        *arrays, grad, documents = args
         attend = functools.partial(api.prefill_attention, window=window, sinks=sinks, key_block=256)
-        y, vjp = jax.vjp(attend, *arrays)
+        y, vjp = jax.vjp(lambda *arrays: attend(*arrays, documents), *arrays)
         return y, *vjp(grad)
 
     compiled = tpu_compiler.compile_for(chip, f, *args)
