@@ -27,7 +27,8 @@ from pallas_kernels.prefill_attention.layout import Layout, finite
 from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles, unreversed_profiles
 from pallas_kernels.prefill_attention.tpu_tile import Step, column, dot, skew, unskew, visible, wide, window
 
-# Bytes of VMEM for the sums of dk and dv, in float32, and as much again for those that are being written.
+# Bytes of VMEM for the sums of dk and dv in float32, those that are being written included. Where all is float32, half
+# of it: the tiles take twice as much.
 SUMS_BYTES = 32 << 20
 
 
@@ -205,7 +206,7 @@ def gradients(
     # The log-sum-exp of a row that isn't finite is NaN, so the kernel needs not see it from these: no zero times NaN.
     q, k, v, r, profiles = map(finite, (q, k, v, r, profiles))
     block = key_block or LANES
-    per_call = max(SUMS_BYTES // (16 * q.shape[3]) // block, 1) * block
+    per_call = max(SUMS_BYTES // (8 * q.dtype.itemsize * q.shape[3]) // block, 1) * block
     parts = []
     for first in range(0, t, per_call):
         keys, pinned = min(per_call, t - first), sinks if document_start is not None else max(sinks - first, 0)

@@ -114,7 +114,7 @@ def test_without_documents_all_is_one(implementation):
 def test_keys_whose_gradients_have_no_room_go_in_several_calls(monkeypatch, documents):
     """With sinks beyond the first call's keys, and documents that began before the last call's."""
     case = (90, 2, 1, 8, 4, 40, 24, 64, 16)
-    monkeypatch.setattr(tpu_backward, "SUMS_BYTES", 48 * 16 * case[3])
+    monkeypatch.setattr(tpu_backward, "SUMS_BYTES", 48 * 32 * case[3])
     arrays = draw(case, 7, batch=1)
     document_start = jnp.asarray([starts([30], case[0])]) if documents else None
     assert_close(
