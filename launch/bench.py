@@ -20,17 +20,17 @@ from pallas_kernels.grouped_matmul import bench as grouped_matmul
 from pallas_kernels.sharded_experts import bench as sharded_experts
 from pallas_kernels.static import bench as static
 from pallas_kernels.static.chips import TOPOLOGIES
-from tml_jax.eval import bench_micro_turn
+from tml_jax.eval import bench_micro_turn, bench_numerics
 from tml_jax.train.config import load_experiment
 
 SUITE = flags.DEFINE_enum(
     "suite",
     None,
-    ["grouped_matmul", "micro_turn", "sharded_experts", "tpu_kernels"],
+    ["grouped_matmul", "micro_turn", "numerics", "sharded_experts", "tpu_kernels"],
     "What is measured.",
     required=True,
 )
-CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the micro_turn suite.")
+CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the suites micro_turn and numerics.")
 CHIP = flags.DEFINE_string("chip", "v5p", f"What the two TPU suites are about: {', '.join(TOPOLOGIES)}.")
 OP = flags.DEFINE_string("op", None, f"The one op of the tpu_kernels suite: {', '.join(static.OPS)}. Default: all.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each thing; medians are reported.", lower_bound=1)
@@ -62,7 +62,7 @@ def _machine() -> dict[str, str]:
 def _format(name: str, value: float) -> str:
     if name.endswith("_s"):
         return f"{value * 1e3:10.3f} ms"
-    if "speed_over" in name:
+    if name.endswith("times_as_long") or "speed_over" in name:
         return f"{value:10.2f} x"
     return f"{value:10.3g}"
 
@@ -85,7 +85,8 @@ def main(argv: list[str]) -> None:
         if SUITE.value == "grouped_matmul":
             figures = grouped_matmul.measure(REPEATS.value)
         else:
-            figures = bench_micro_turn.measure(load_experiment(CONFIG.value).model, REPEATS.value)
+            suite = {"micro_turn": bench_micro_turn, "numerics": bench_numerics}[SUITE.value]
+            figures = suite.measure(load_experiment(CONFIG.value).model, REPEATS.value)
     except ValueError as error:
         sys.exit(f"launch.bench: {error}")
     machine = _machine()
