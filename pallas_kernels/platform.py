@@ -57,6 +57,17 @@ def interpret() -> Any:
     return _forced.get() == "interpret"
 
 
+def compiler_params(dimension_semantics: tuple[str, ...], vmem_limit_bytes: int) -> pltpu.CompilerParams:
+    """The `compiler_params` of every `pl.pallas_call`.
+
+    Without checks of the bounds of DMAs: for each they cost several times the bundles of the DMA itself, a third of a
+    live stream's cycles. The interpreter checks bounds in the tests.
+    """
+    return pltpu.CompilerParams(
+        dimension_semantics=dimension_semantics, vmem_limit_bytes=vmem_limit_bytes, disable_bounds_checks=True
+    )
+
+
 def chip() -> pltpu.TpuInfo:
     """The TPU that is traced for; v5p's where a kernel is interpreted."""
     return pltpu.get_tpu_info() if implementation() == "tpu" else pltpu.get_tpu_info_for_chip(*CHIPS["v5p"])

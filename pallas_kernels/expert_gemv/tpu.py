@@ -185,9 +185,7 @@ def expert_gemv(
             out_specs=pl.BlockSpec((1, tiles.rows, tiles.d), lambda core, *_: (core, 0, 0)),
         ),
         out_shape=jax.ShapeDtypeStruct((tiles.cores, tiles.rows, tiles.d), jnp.float32),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem + HEADROOM
-        ),
+        compiler_params=platform.compiler_params(("parallel", "arbitrary", "arbitrary"), tiles.vmem + HEADROOM),
         cost_estimate=pl.CostEstimate(
             flops=6 * tiles.rows * width * f * most,
             bytes_accessed=3 * width * f * gate_up.dtype.itemsize * most,

@@ -323,12 +323,7 @@ def grouped_planes(
             scratch_shapes=scratch,
         ),
         out_shape=jax.ShapeDtypeStruct((outs, rows, padded_n), lhs.dtype),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=tiles.vmem_limit,
-            # They cost half as many bundles again for each DMA; the interpreter checks bounds in the tests.
-            disable_bounds_checks=True,
-        ),
+        compiler_params=platform.compiler_params(("parallel", "arbitrary"), tiles.vmem_limit),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * c * n * planes,
             bytes_accessed=itemsize * (q * m * c + experts * planes * c * n + outs * m * n),

@@ -165,9 +165,7 @@ def grouped_transposed(
             ],
         ),
         out_shape=jax.ShapeDtypeStruct((experts, planes, width_c, width_n), lhs.dtype),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit
-        ),
+        compiler_params=platform.compiler_params(("parallel", "arbitrary"), tiles.vmem_limit),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * c * n * planes,
             bytes_accessed=lhs.dtype.itemsize * (m * c + planes * m * n + experts * planes * c * n),

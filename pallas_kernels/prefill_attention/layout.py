@@ -91,10 +91,7 @@ class Layout:
 
     def compiler_params(self) -> pltpu.CompilerParams:
         """Sequences and heads may go to either core; a sequence's steps go in order."""
-        return pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=int(0.95 * platform.chip().vmem_capacity_bytes),
-        )
+        return platform.compiler_params(("parallel", "arbitrary"), int(0.95 * platform.chip().vmem_capacity_bytes))
 
     def cost(self, products: int, biases: int, arrays: Sequence[Any]) -> pl.CostEstimate:
         """Of a kernel that reads and writes these arrays once (documents not counted).

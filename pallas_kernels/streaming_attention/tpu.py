@@ -282,7 +282,7 @@ def _call(
         zeros = (0,) * (x.ndim - 2)
         return pl.BlockSpec((1, tiling.heads, *x.shape[2:]), lambda core, i, order, *_: (order[i], core, *zeros))
 
-    in_hbm = pl.BlockSpec(memory_space=pl.ANY)
+    in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
     inner = [(x.shape[2] == 1, x.dtype, x.shape[3]) for x in caches]
     buffers = [
         pltpu.VMEM((2, tiling.heads, *((1, tiling.key_block) if is_scale else (tiling.key_block, width))), dtype)
@@ -326,9 +326,8 @@ def _call(
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, *caches)],
         input_output_aliases={first_cache + i: 1 + i for i in range(planes)},
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=min(2 * needed + 2**22, int(0.95 * chip.vmem_capacity_bytes)),
+        compiler_params=platform.compiler_params(
+            ("parallel", "arbitrary"), min(2 * needed + 2**22, int(0.95 * chip.vmem_capacity_bytes))
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * query_rows * seen * dim,
