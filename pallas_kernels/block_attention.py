@@ -1,4 +1,4 @@
-"""Attention on a CPU in blocks of keys that are added up in a fixed order: for whole sequences and for live streams.
+"""Attention on a CPU or a GPU in blocks of keys, added up in a fixed order: for whole sequences and live streams.
 
 A compiler sums a row of a small product in another order than the same row of a large one. Here every product has
 the same small shape, a tile of `QUERY_TILE` queries by a block of keys, whatever the number of sessions, queries and

@@ -1,6 +1,7 @@
 """Which implementation of an op is traced, and the TPU that it is traced for.
 
-On a TPU the Pallas kernels run, elsewhere plain jnp written for a CPU. Tests and benches force another one:
+On a TPU the Pallas kernels run; on a GPU plain jnp in few large products; elsewhere plain jnp in loops that suit a
+CPU. Tests and benches force another one:
 
     with platform.forced("interpret"):
         y = jax.jit(api.some_op)(x)
@@ -18,7 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 # "interpret": the TPU kernel's arithmetic on any machine. "checked": the same, slowly, watching for races, reads of
 # memory that was never written, and reads out of bounds.
-Implementation = Literal["tpu", "interpret", "checked", "cpu", "reference"]
+Implementation = Literal["tpu", "interpret", "checked", "gpu", "cpu", "reference"]
+
+_OF_PLATFORM: dict[str, Implementation] = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu", "rocm": "gpu"}
 
 _forced: contextvars.ContextVar[Implementation | None] = contextvars.ContextVar("implementation", default=None)
 
@@ -46,8 +49,8 @@ def implementation() -> Implementation:
     if chosen := _forced.get():
         return chosen
     device = jax.sharding.get_abstract_mesh().abstract_device
-    on_tpu = device.device_kind.startswith("TPU") if device else jax.default_backend() == "tpu"
-    return "tpu" if on_tpu else "cpu"
+    name = device.platform if device else jax.default_backend()
+    return _OF_PLATFORM.get(name, "cpu")
 
 
 def interpret() -> Any:

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
-from pallas_kernels.expert_gemv import cpu, reference, tpu
+from pallas_kernels.expert_gemv import cpu, gpu, reference, tpu
 from pallas_kernels.grouped_matmul import api as grouped
-from pallas_kernels.grouped_matmul import routing
 
-_MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "cpu": cpu, "reference": reference}
+_MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "gpu": gpu, "cpu": cpu, "reference": reference}
 
 # Rows (tokens times experts of a token) up to which a loop over single experts is the faster on a CPU.
 CPU_ROWS = 256
@@ -44,8 +43,9 @@ def expert_gemv(
         pass it rather than a slice: XLA would copy all experts of a layer to make the slice.
 
     Returns:
-      [T, D]. A token's bits do not depend on the other tokens. Its gradient, of weights that are no int8, goes
-      through `grouped_matmul`: decoding has none, and a kernel of its own would serve nobody.
+      [T, D]. A token's bits do not depend on the other tokens; on a GPU, on their number alone. Its gradient, of
+      weights that are no int8, goes through `grouped_matmul`: decoding has none, and a kernel of its own would serve
+      nobody.
 
     Raises:
       ValueError: shapes or dtypes do not fit, too many tokens, or a gradient of int8 weights.
@@ -105,8 +105,7 @@ def _bwd(args: tuple[Array | None, ...], grad: Array) -> tuple[Array | None, ...
     def mlp(x: Array, weights: Array, gate_up: Array, down: Array) -> Array:
         if layer is not None:
             gate_up, down = gate_up[layer], down[layer]
-        products = grouped.grouped_swiglu, grouped.grouped_matmul
-        return routing.sorted_mlp(*products, x, expert_ids, weights, gate_up, down)
+        return grouped.expert_mlp(x, expert_ids, weights, gate_up, down)
 
     d_x, d_weights, d_gate_up, d_down = jax.vjp(mlp, x, weights, gate_up, down)[1](grad)
     return d_x, None, d_weights, d_gate_up, d_down, None, None, None

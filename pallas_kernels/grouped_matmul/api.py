@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
-from pallas_kernels.grouped_matmul import cpu, reference, tpu
+from pallas_kernels.grouped_matmul import cpu, gpu, reference, tpu
 
-_MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "cpu": cpu, "reference": reference}
+_MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "gpu": gpu, "cpu": cpu, "reference": reference}
 
 
 def grouped_matmul(

@@ -119,14 +119,5 @@ def grouped_matmul(
     return y if row_scale is None else y * row_scale[:, None].astype(y.dtype)
 
 
-def grouped_swiglu(
-    lhs: Float[Array, "m d"], gate_up: Float[Array, "e 2 d f"], group_sizes: Int[Array, " e"]
-) -> Float[Array, "m f"]:
-    """See `api.grouped_swiglu`: one product with gate and up side by side."""
-    experts, _, d, f = gate_up.shape
-    beside = jnp.swapaxes(gate_up, 1, 2).reshape(experts, d, 2 * f)
-    y = _grouped_matmul(lhs, beside, group_sizes)
-    return jax.nn.silu(y[:, :f]) * y[:, f:]
-
-
+grouped_swiglu = functools.partial(routing.swiglu_of_one_product, _grouped_matmul)
 expert_mlp = functools.partial(routing.sorted_mlp, grouped_swiglu, grouped_matmul)

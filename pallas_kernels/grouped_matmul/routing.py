@@ -35,6 +35,19 @@ def swiglu(halves: Float[Array, "2 r f"]) -> Float[Array, "r f"]:
     return jax.nn.silu(halves[0]) * halves[1]
 
 
+def swiglu_of_one_product(
+    grouped_matmul: GroupedMatmul,
+    lhs: Float[Array, "m d"],
+    gate_up: Float[Array, "e 2 d f"],
+    group_sizes: Int[Array, " e"],
+) -> Float[Array, "m f"]:
+    """`api.grouped_swiglu` as one grouped product with gate and up side by side."""
+    experts, _, d, f = gate_up.shape
+    beside = jnp.swapaxes(gate_up, 1, 2).reshape(experts, d, 2 * f)
+    y = grouped_matmul(lhs, beside, group_sizes)
+    return jax.nn.silu(y[:, :f]) * y[:, f:]
+
+
 def combine(y: Float[Array, "r d"], expert_ids: Array, experts: int) -> Float[Array, "t d"]:
     """The sum of each token's rows, weighted already; y [T k, D] is in the order of the choices."""
     used = (expert_ids < experts)[:, :, None]

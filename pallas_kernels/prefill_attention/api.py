@@ -9,6 +9,8 @@ from pallas_kernels import platform
 from pallas_kernels.prefill_attention import cpu, reference, tpu, tpu_backward
 from pallas_kernels.prefill_attention.tiles import LANES, Tiling
 
+_PLAIN = {"gpu": cpu, "cpu": cpu, "reference": reference}
+
 
 def prefill_attention(
     q: Float[Array, "b t h k"],
@@ -65,9 +67,8 @@ def prefill_attention(
             f"{window}, sinks {sinks}, key_block {key_block}."
         )
     chosen = platform.implementation()
-    if chosen in ("cpu", "reference"):
-        module = {"cpu": cpu, "reference": reference}[chosen]
-        return module.prefill_attention(
+    if chosen in _PLAIN:
+        return _PLAIN[chosen].prefill_attention(
             q, k, v, r, profiles, document_start, window=window, sinks=sinks, key_block=key_block
         )
     if chosen == "tpu" and (key_block or LANES) % LANES:

@@ -1,4 +1,4 @@
-"""Prefill attention on a CPU: all keys at once, in as few large products as the window allows.
+"""Prefill attention on a CPU or a GPU: all keys at once, in as few large products as the window allows.
 
 Short sequences are one product; long ones take `QUERY_CHUNK` queries at a time, so that no [T, T] array exists; a
 window much shorter than the sequence goes in blocks of one window, each of which sees itself and the block before.

@@ -95,11 +95,12 @@ def _on_this_device(
 
 
 def _way(placement: Placement, x: Array, ids: Array, axis: str) -> Way:
-    """What was asked for, else the cheaper way; a handful of tokens gathers, since they decode together."""
+    """What was asked for, else the cheaper way; a handful of tokens, which decode together, gathers, and so do GPUs."""
     devices = placement.mesh.shape[axis]
     if placement.way is not None:
         return placement.way
-    if expert_gemv.is_few(devices * ids.shape[0], ids.shape[1]):
+    # `exchange` has no ragged exchange but a TPU's: elsewhere travelling gathers too. A CPU stands in for a TPU.
+    if platform.implementation() == "gpu" or expert_gemv.is_few(devices * ids.shape[0], ids.shape[1]):
         return "all_gather"
     call = Exchange(ids.shape[0], ids.shape[1], x.shape[1] * x.dtype.itemsize, devices)
     return call.cheaper(platform.chip())

@@ -116,7 +116,7 @@ def ragged_all_to_all(
 ) -> Float[Array, "room d"]:
     """`sizes` rows from `begins` on to each device, where they begin at `there`; zeros where nothing came.
 
-    XLA has no ragged exchange on a CPU: there every device gathers all rows and keeps its own.
+    XLA has no ragged exchange on a CPU, and a GPU's is untried: there every device gathers all rows and keeps its own.
     """
     empty = jnp.zeros((room, rows.shape[1]), rows.dtype)
     if platform.implementation() == "tpu":

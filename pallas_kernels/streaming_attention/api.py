@@ -51,7 +51,7 @@ def streaming_attention(
     """
     _check(q, k, v, r, profiles, cache, start, count, layer, window, sinks, key_block)
     kernel = cpu if key_block is None else tpu
-    module = {"cpu": cpu, "reference": reference}.get(platform.implementation(), kernel)
+    module = {"gpu": cpu, "cpu": cpu, "reference": reference}.get(platform.implementation(), kernel)
     return module.streaming_attention(
         q, k, v, r, profiles, cache, start, count, layer, window=window, sinks=sinks, key_block=key_block
     )

@@ -1,4 +1,4 @@
-"""Streaming attention on a CPU: a scatter of the new tokens, then all slots at once, or blocks of keys in order."""
+"""Streaming attention on a CPU or a GPU: a scatter of the new tokens, then all slots at once, or blocks in order."""
 
 import jax
 import jax.numpy as jnp

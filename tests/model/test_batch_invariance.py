@@ -41,7 +41,7 @@ def test_the_trainers_logits_are_the_samplers(model, params, run):
     """Bit for bit in float32, over rings that go round."""
     inputs, outputs, logits, state, _ = run
     length = int(np.max(state.length)) + model.config.stream.max_output
-    predictions = jax.jit(model.forward, static_argnums=3)(params, inputs, outputs, length)
+    predictions = jax.jit(model.forward, static_argnums=3)(params, *tiny.pack(inputs, outputs), length)
     real = np.asarray(predictions.real)
     assert real.sum() > TURNS and length > 2 * model.config.state.global_window
     np.testing.assert_array_equal(np.asarray(predictions.logits)[real], logits[real])
@@ -51,8 +51,8 @@ def test_one_conversation_is_trained_on_as_among_others(model, params, run):
     inputs, outputs, *_, state, _ = run
     length = int(np.max(state.length)) + model.config.stream.max_output
     forward = jax.jit(model.forward, static_argnums=3)
-    together = forward(params, inputs, outputs, length)
-    alone = forward(params, *jax.tree.map(lambda x: x[1:2], (inputs, outputs)), length)
+    together = forward(params, *tiny.pack(inputs, outputs), length)
+    alone = forward(params, *tiny.pack(*jax.tree.map(lambda x: x[1:2], (inputs, outputs))), length)
     np.testing.assert_array_equal(alone.logits[0], together.logits[1])
 
 

@@ -19,11 +19,12 @@ def test_gradients_through_the_kernels_match_the_references():
     rng = np.random.default_rng(1)
     outputs.num_tokens[:] = inputs.active
     outputs.tokens[:] = rng.integers(0, 48, outputs.tokens.shape)
+    batch = tiny.pack(inputs, outputs)
     weight = rng.normal(size=(2, 12, 1, config.text.vocab_size)).astype(np.float32)
 
     def gradients(implementation):
         def loss(params):
-            predictions = model.forward(params, inputs, outputs, 64)
+            predictions = model.forward(params, *batch, 64)
             return (predictions.logits * weight * predictions.real[..., None]).sum()
 
         with platform.forced(implementation):

@@ -32,7 +32,7 @@ def step(model):
 @pytest.fixture(scope="module")
 def offline(model, params):
     forward = jax.jit(model.forward, static_argnums=3)
-    return lambda inputs, outputs, num_tokens: forward(params, inputs, outputs, num_tokens)
+    return lambda inputs, outputs, num_tokens: forward(params, *tiny.pack(inputs, outputs), num_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,36 @@ def test_streaming_equals_offline(model, offline, run):
     assert (np.argmax(predictions.logits, -1) == outputs.tokens)[real].all()
     assert (np.argmax(predictions.heard_logits, -1) == outputs.heard)[real].all()
     assert outputs.speaking.any() and outputs.num_tokens.max() == model.config.stream.max_output
+
+
+def test_conversations_may_share_a_pack(model, params, run):
+    inputs, outputs, _, state, _ = run
+    length = int(np.max(state.length)) + model.config.stream.max_output
+    forward = jax.jit(model.forward, static_argnums=3)
+    apart, shared = (forward(params, *tiny.pack(inputs, outputs, packs), length) for packs in (2, 1))
+    real = np.asarray(apart.real)
+    np.testing.assert_array_equal(real, np.asarray(shared.real))
+    np.testing.assert_allclose(np.asarray(shared.logits)[real], np.asarray(apart.logits)[real], atol=1e-6)
+    for name in ("token", "previous", "hidden"):  # the pack of both is that of one after that of the other
+        kept = [np.asarray(getattr(p.spoken, name))[np.asarray(p.spoken.real)] for p in (apart, shared)]
+        np.testing.assert_allclose(*kept, atol=1e-6)
+
+
+def test_what_the_flow_head_is_shown(model, params, run):
+    """The patch before is that of the output slot before, where that one spoke."""
+    inputs, outputs, _, state, _ = run
+    length = int(np.max(state.length)) + model.config.stream.max_output
+    spoken = jax.jit(model.forward, static_argnums=3)(params, *tiny.pack(inputs, outputs), length).spoken
+    shape = outputs.tokens.shape
+    speaks = (outputs.speaking & inputs.active)[..., None] & (np.arange(shape[2]) < outputs.num_tokens[..., None])
+    for slot in range(shape[0]):
+        flat, mel = speaks[slot].reshape(-1), outputs.mel[slot].reshape(-1, *outputs.mel.shape[3:])
+        before = np.concatenate([np.zeros_like(mel[:1]), np.where(flat[:-1, None, None], mel[:-1], 0)])
+        count = flat.sum()
+        assert np.asarray(spoken.real)[slot].sum() == count > 10
+        wanted = before[flat].reshape(count, -1)
+        np.testing.assert_allclose(np.asarray(spoken.previous)[slot, :count], wanted, atol=1e-6)
+        np.testing.assert_array_equal(np.asarray(spoken.token)[slot, :count], outputs.tokens[slot].reshape(-1)[flat])
 
 
 def test_every_kind_of_block_was_seen(run):
@@ -96,6 +126,23 @@ def test_an_inactive_slot_keeps_its_bits(model, params, step):
 
     for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(of_slot(np.asarray(before), 1), of_slot(np.asarray(now), 1))
+
+
+def test_anothers_text_leaves_no_trace(model, params, step):
+    """The block of all is over in one piece, or goes on for one session's text: the other computes the same bits."""
+    spec = model.config.stream
+    inputs = tiny.random_inputs(spec, slots=2, turns=8, seed=5)
+    inputs.active[:], inputs.num_text[0] = True, 0
+    keys, ends = np.array([[3, 1], [4, 2]], np.uint32), []
+    for text in (0, spec.max_text):
+        inputs.has_audio[:], inputs.num_patches[1], inputs.num_text[1] = True, spec.max_patches, text
+        state, written = model.init_state(2), []
+        for turn in range(8):
+            state, out = step(params, state, jax.tree.map(lambda x, t=turn: x[:, t], inputs), keys)
+            written.append(jax.tree.map(lambda x: np.asarray(x)[0], out))
+        ends.append((int(state.length[0]), written))
+    for alone, beside in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(alone, beside)
 
 
 def _crowd(model, seed):

@@ -8,7 +8,7 @@ import numpy as np
 
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
 from tml_jax.model.interaction import InteractionModel, Params
-from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec, empty_input
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec, empty_input
 
 
 def config(max_output: int = 1, **text: object) -> InteractionConfig:
@@ -77,3 +77,21 @@ def random_inputs(spec: StreamSpec, slots: int, turns: int, seed: int = 0) -> Mi
     inputs.text[:] = rng.integers(0, 48, inputs.text.shape)
     inputs.num_text[:] = np.maximum(rng.integers(0, spec.max_text + 1, shape), ~inputs.has_audio)
     return inputs
+
+
+def pack(inputs: MicroTurnInput, outputs: MicroTurnOutput, packs: int | None = None) -> tuple:
+    """What live steps took and wrote, [slots, turns], as a packed batch with so many packs; None: one a slot."""
+    slots = inputs.active.shape[0]
+    packs = packs or slots
+
+    def real(x: np.ndarray, count: np.ndarray) -> np.ndarray:
+        keep = (np.arange(x.shape[2]) < count[..., None]) & inputs.active[..., None]
+        rows = [x[i][keep[i]] for i in np.array_split(np.arange(slots), packs)]
+        out = np.zeros((packs, max(1, *map(len, rows)) + 3, *x.shape[3:]), x.dtype)
+        for target, row in zip(out, rows, strict=True):
+            target[: len(row)] = row
+        return out
+
+    patches = real(np.asarray(inputs.patches), inputs.num_patches)
+    mel = real(np.asarray(outputs.mel), outputs.num_tokens * outputs.speaking)
+    return dataclasses.replace(inputs, patches=patches), dataclasses.replace(outputs, mel=mel)

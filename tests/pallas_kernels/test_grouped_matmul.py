@@ -15,10 +15,11 @@ from pallas_kernels.grouped_matmul import api, cpu, reference, tiles, workloads
 from tests.pallas_kernels import tpu_compiler
 from tests.pallas_kernels.checked import no_races
 
-IMPLEMENTATIONS = ("cpu", "interpret")
+IMPLEMENTATIONS = ("cpu", "gpu", "interpret")
 # (rows, K, N, groups). To trace the kernels takes seconds a shape: these two serve most tests.
 SMALL, LARGE = (61, 33, 17, 8), (530, 130, 140, 5)
-SHAPES = {"cpu": [(1, 3, 2, 2), (7, 1, 1, 3), SMALL, (1291, 12, 20, 5)], "interpret": [SMALL, LARGE]}
+TALL = (1291, 12, 20, 5)
+SHAPES = {"cpu": [(1, 3, 2, 2), (7, 1, 1, 3), SMALL, TALL], "gpu": [SMALL, TALL], "interpret": [SMALL, LARGE]}
 both_shapes = pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["small", "large"])
 
 
@@ -202,7 +203,9 @@ def mlp(implementation):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "tokens", "k"), [("cpu", 1, 1), ("cpu", 88, 2), ("cpu", 200, 3), ("interpret", 88, 2)]
+    ("implementation", "tokens", "k"),
+    # Of 8 experts a GPU computes all where k is 2 or more.
+    [("cpu", 1, 1), ("cpu", 88, 2), ("cpu", 200, 3), ("gpu", 200, 1), ("gpu", 88, 2), ("interpret", 88, 2)],
 )
 def test_expert_mlp_matches_the_reference(implementation, tokens, k):
     x, ids, weights, gate_up, down = experts(5, tokens, 24, 20, 8, k)
@@ -218,7 +221,7 @@ def test_expert_mlp_matches_the_reference(implementation, tokens, k):
         np.testing.assert_allclose(mine, theirs, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("interpret", 200)])
+@pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("gpu", 700), ("interpret", 200)])
 def test_a_token_of_the_expert_mlp_does_not_depend_on_the_others(implementation, tokens):
     x, _, weights, gate_up, down = experts(7, tokens, 128, 128, 8, 2)
     mine = (x[0], jnp.asarray([3, 6], jnp.int32), weights[0])
@@ -232,7 +235,7 @@ def test_a_token_of_the_expert_mlp_does_not_depend_on_the_others(implementation,
         np.testing.assert_array_equal(seen[0], y)
 
 
-@pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("interpret", 200)])
+@pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("gpu", 700), ("interpret", 200)])
 def test_expert_mlp_keeps_nan_with_its_users(implementation, tokens):
     x, ids, weights, gate_up, down = experts(8, tokens, 16, 12, 4, 2)
     ids = ids.at[-1].set(4)  # at least one token uses no expert

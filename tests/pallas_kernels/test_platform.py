@@ -52,3 +52,9 @@ def test_without_a_tpu_the_cpus_implementation_is_traced():
         with platform.forced("reference"):
             assert platform.implementation() == "reference"
     assert platform.implementation() == "cpu"
+
+
+@pytest.mark.parametrize(("backend", "implementation"), [("tpu", "tpu"), ("gpu", "gpu"), ("cpu", "cpu")])
+def test_the_platform_chooses(monkeypatch, backend, implementation):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert platform.implementation() == implementation

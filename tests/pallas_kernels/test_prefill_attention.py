@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from unittest import mock
 
 import hypothesis
@@ -83,8 +84,10 @@ def assert_close(ours, theirs, tolerance, note=""):
         np.testing.assert_allclose(a / size, b / size, atol=tolerance, rtol=0, err_msg=f"result {i}, {note}")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
+# A GPU's is the CPU's.
+@pytest.mark.parametrize(
+    ("implementation", "name"), [*itertools.product(IMPLEMENTATIONS, CASES), ("gpu", "window")], ids="-".join
+)
 def test_values_and_gradients_match_the_reference(implementation, name):
     case = CASES[name]
     t, ours = case[0], compiled(implementation, case)

@@ -64,7 +64,8 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "ordered"), [("cpu", False), ("cpu", True), ("interpret", False), ("interpret", True)]
+    ("implementation", "ordered"),
+    [("cpu", False), ("cpu", True), ("gpu", False), ("interpret", False), ("interpret", True)],
 )
 @pytest.mark.parametrize("case", [LOCAL, GLOBAL], ids=["local", "global"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8], ids=["float32", "int8"])

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -99,33 +98,9 @@ def test_spec_without_room_for_a_frame_is_said():
         frames.FrameStream(dataclasses.replace(TINY, frame_width=80))
 
 
-@pytest.fixture
-def video(tmp_path):
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(12):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * i, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def test_video_is_read_back(video):
-    images, rate = frames.read_video(video)
-    assert images.shape == (12, 48, 64, 3)
-    assert images.dtype == np.uint8
-    assert rate == 25
-    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), 20 * np.arange(12), atol=4)
-
-
-def test_unreadable_videos_are_one_clear_sentence(video, tmp_path):
-    with pytest.raises(ValueError, match=r"^There is no video file .*none.mp4'\.$"):
-        frames.read_video(tmp_path / "none.mp4")
-    (tmp_path / "text.mp4").write_text("not a video")
-    with pytest.raises(ValueError, match="cannot be read as a video"):
-        frames.read_video(tmp_path / "text.mp4")
-    (tmp_path / "cut.mp4").write_bytes(video.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"cut\.mp4'"):
-        frames.read_video(tmp_path / "cut.mp4")
+def test_a_turned_picture_is_set_upright():
+    frame = picture(2, 3)
+    quarter = frames.Turn(transposed=True, up_down=True).apply(frame)
+    np.testing.assert_array_equal(quarter, np.rot90(frame))
+    np.testing.assert_array_equal(frames.Turn(left_right=True, up_down=True).apply(frame), np.rot90(frame, 2))
+    np.testing.assert_array_equal(frames.Turn().apply(frame), frame)

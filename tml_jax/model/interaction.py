@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from tml_jax import sharding
 from tml_jax.model import state as state_lib
 from tml_jax.model.config import InteractionConfig
-from tml_jax.model.net import InteractionNet, Packing
+from tml_jax.model.layout import Layout
+from tml_jax.model.net import InteractionNet
 from tml_jax.model.primitives import Declare
 from tml_jax.model.state import StreamState
 from tml_jax.model.step import micro_turn_step
@@ -27,25 +29,40 @@ Params = dict[str, Any]
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["logits", "heard_logits", "hidden", "real", "previous", "load"],
-    meta_fields=[],
+    jax.tree_util.register_dataclass, data_fields=["hidden", "token", "previous", "real"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What the flow head draws each mel patch from; packed as the patches are, [G, S].
+
+    Attributes:
+      hidden: [G, S, D], the hidden state that decided. token: int32 [G, S], what it decided.
+      previous: [G, S, patch], the mel patch of the output slot before, as it was fed back; zero if it was silent.
+      real: bool [G, S], patches that there are.
+    """
+
+    hidden: Float[Array, "g s d"]
+    token: Int[Array, "g s"]
+    previous: Float[Array, "g s p"]
+    real: Bool[Array, "g s"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["logits", "heard_logits", "real", "spoken", "load"], meta_fields=[]
 )
 @dataclasses.dataclass(frozen=True)
 class Predictions:
     """What the model would have written at each output slot of given conversations.
 
     Attributes:
-      logits, heard_logits: [B, N, O, V] float32. hidden: [B, N, O, D], what the flow head draws from.
-      real: bool [B, N, O], slots that exist. load: tokens per expert of each sparse layer group.
-      previous: [B, N, O, patch], the mel patch before each slot, as it was fed back.
+      logits, heard_logits: [B, N, O, V] float32. real: bool [B, N, O], slots that exist.
+      spoken: of the slots that speak. load: tokens per expert of each sparse layer group.
     """
 
     logits: Float[Array, "b n o v"]
     heard_logits: Float[Array, "b n o v"]
-    hidden: Float[Array, "b n o d"]
     real: Bool[Array, "b n o"]
-    previous: Float[Array, "b n o p"]
+    spoken: Spoken
     load: dict[str, Array]
 
 
@@ -106,14 +123,14 @@ class InteractionModel:
         inputs: MicroTurnInput,
         outputs: MicroTurnOutput,
         num_tokens: int,
-        feedback_noise: Float[Array, "b n o f m"] | None = None,
+        feedback_noise: Float[Array, "g s f m"] | None = None,
         remat: bool = False,
     ) -> Predictions:
         """Whole conversations at once, every output given: what would have been written at each slot.
 
         Args:
           params: the weights.
-          inputs, outputs: leading axes [B, N] (conversation, micro-turn).
+          inputs, outputs: a packed batch (`streams.packed`), leading axes [B, N] (conversation, micro-turn).
           num_tokens: trunk tokens that a conversation may hold (static); no row may have more.
           feedback_noise: added to the mel patches where they are fed back; None: nothing.
           remat: trade work for memory in the backward pass.
@@ -121,24 +138,28 @@ class InteractionModel:
         net = self.net(params)
         b, n, o = outputs.tokens.shape
         mel = outputs.mel if feedback_noise is None else outputs.mel + feedback_noise
-        speaking = jnp.broadcast_to(outputs.speaking[..., None], (b, n, o))
-        slot_real = (jnp.arange(o) < outputs.num_tokens[..., None]) & inputs.active[..., None]
         with jax.named_scope("embed"):
-            x, real = net.embed_inputs(inputs)
-            written = net.embed_outputs(outputs.tokens, mel, speaking)
-            x = jnp.concatenate([x, written], axis=2).reshape(b, -1, x.shape[-1])
-            real = jnp.concatenate([real, slot_real], axis=2)
-            packing = Packing.of(real.reshape(b, -1), num_tokens)
-        valid = jnp.arange(num_tokens) < packing.count[:, None]
-        hidden, load = net.transformer.sequence(packing.pack(x), valid, remat)
+            layout = Layout.of(self.config.stream, inputs, outputs, num_tokens)
+            x = sharding.constrain(net.embed_sequence(inputs, outputs, mel, layout), ("batch", None, None))
+        hidden, load = net.transformer.sequence(x, layout.valid, remat)
         # The hidden state just before an output token is the one that predicts it.
         hidden = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-        hidden = packing.unpack(hidden).reshape(b, n, real.shape[2], -1)[:, :, -o:]
-        patches = jnp.where(speaking[..., None, None], mel, 0).reshape(b, n * o, -1)
-        previous = jnp.pad(patches, ((0, 0), (1, 0), (0, 0)))[:, :-1].reshape(b, n, o, -1)
+        decided = layout.outputs.back(hidden).reshape(b, n, o, -1)
         with jax.named_scope("unembed"):
-            logits, heard = net.logits(hidden), net.heard_logits(hidden)
-        return Predictions(logits, heard, hidden, slot_real, previous, load)
+            logits, heard = net.logits(decided), net.heard_logits(decided)
+        real = layout.outputs.real.reshape(b, n, o)
+        return Predictions(logits, heard, real, _spoken(layout, hidden, outputs, mel), load)
+
+
+def _spoken(layout: Layout, hidden: Array, outputs: MicroTurnOutput, mel: Array) -> Spoken:
+    slots, real = layout.spoken, layout.speech.real
+    patches = jnp.where(real[..., None], mel.reshape(*real.shape, -1), 0)
+    before = jnp.pad(slots, ((0, 0), (1, 0)), constant_values=-2)[:, :-1]
+    # The patch before is that of the slot before, unless that is silent, or of the pack's conversation before.
+    follows = (before == slots - 1) & (slots % math.prod(outputs.tokens.shape[1:]) != 0)
+    previous = jnp.where(follows[..., None], jnp.pad(patches, ((0, 0), (1, 0), (0, 0)))[:, :-1], 0)
+    token = jnp.take_along_axis(outputs.tokens.reshape(len(slots), -1), slots, axis=1)
+    return Spoken(layout.speech.back(hidden), token, previous, real)
 
 
 def _is_variable(x: object) -> bool:

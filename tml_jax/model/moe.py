@@ -93,7 +93,8 @@ class Moe(nnx.Module):
             experts = self.gate_up[...], self.down[...]
             y = routed_experts(flat, ids, weights.astype(x.dtype), *experts, layer, _placement(len(x), *experts))
         with jax.named_scope("shared_experts"):
-            gate, up = jnp.einsum("td,sgdf->gtsf", flat, self.shared_gate_up[...])
+            # A product each: for one of both, a CPU would transpose the weights in every call.
+            gate, up = (jnp.einsum("td,sdf->tsf", flat, self.shared_gate_up[...][:, plane]) for plane in (0, 1))
             hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
             y = y + jnp.einsum("tsf,sfd->td", hidden, self.shared_down[...])
         return y.reshape(x.shape), ids.reshape(*x.shape[:2], self.k)

@@ -1,10 +1,8 @@
 """The whole network: embeddings, decoder, unembedding, the `heard` head and the flow head.
 
-Micro-turns become trunk tokens here (`embed_inputs`, `embed_outputs`, `Packing`), in one way for whole
-conversations and for the live stream.
+Micro-turns become trunk tokens here, by the same embeddings for whole conversations (`embed_sequence`) and for the live
+stream (`embed_inputs`, `embed_outputs`).
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.embed import AudioEmbed, Clock, TextEmbed, VisionEmbed
 from tml_jax.model.flow_head import FlowHead
+from tml_jax.model.layout import Layout
 from tml_jax.model.primitives import Declare, Linear, RMSNorm, in_tiles
 from tml_jax.model.transformer import Transformer
-from tml_jax.streams.micro_turn import MicroTurnInput
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
 
 
 class InteractionNet(nnx.Module):
@@ -25,6 +24,7 @@ class InteractionNet(nnx.Module):
     def __init__(self, make: Declare, config: InteractionConfig) -> None:
         spec, d = config.stream, config.text.hidden_size
         self.max_output = spec.max_output
+        self.textless = 1 + spec.audio_tokens + spec.max_patches  # the longest block of a live step without text
         self.row_tile = config.numerics.row_tile
         self.patch = spec.mel_frames_per_patch * spec.mel_bins
         self.text = TextEmbed(make, config.text)
@@ -37,42 +37,62 @@ class InteractionNet(nnx.Module):
         self.heard_norm = RMSNorm(make, d)
         self.flow = FlowHead(make, config.flow, self.patch, d)
 
-    def embed_inputs(self, inputs: MicroTurnInput) -> tuple[Float[Array, "*b s d"], Bool[Array, "*b s"]]:
-        """Input blocks [...] -> all slots [..., S, D], and which are real. The first real one carries the clock."""
-        return in_tiles(self._embed_inputs, self.row_tile, inputs.turn.ndim, inputs)
-
-    def _embed_inputs(self, inputs: MicroTurnInput) -> tuple[Array, Array]:
-        audio = self.audio(inputs.audio)
-        patches = self.vision(inputs.patches)
-        text = self.text(inputs.text)
-        x = jnp.concatenate([audio, patches, text], axis=-2)
-        n_audio = jnp.where(inputs.has_audio, audio.shape[-2], 0)
-        real = jnp.concatenate(
-            [
-                jnp.arange(n) < count[..., None]
-                for n, count in (
-                    (audio.shape[-2], n_audio),
-                    (patches.shape[-2], inputs.num_patches),
-                    (text.shape[-2], inputs.num_text),
-                )
-            ],
-            axis=-1,
-        )
-        real &= inputs.active[..., None]
-        first = real & (jnp.cumsum(real, axis=-1) == 1)
-        return x + jnp.where(first[..., None], self.clock(inputs.turn)[..., None, :], 0), real
+    def embed_inputs(self, inputs: MicroTurnInput) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"]]:
+        """Input blocks [B] -> all slots [B, S, D], and which are real. The first real one carries the clock."""
+        parts = (self.embed_audio(inputs.audio), self.embed_patches(inputs.patches), self.embed_text(inputs.text))
+        counts = (jnp.where(inputs.has_audio, parts[0].shape[1], 0), inputs.num_patches, inputs.num_text)
+        real = [jnp.arange(x.shape[1]) < count[:, None] for x, count in zip(parts, counts, strict=True)]
+        real = jnp.concatenate(real, axis=1) & inputs.active[:, None]
+        first = real & (jnp.cumsum(real, axis=1) == 1)
+        x = jnp.concatenate(parts, axis=1)
+        return x + jnp.where(first[..., None], self.embed_clock(inputs.turn)[:, None], 0), real
 
     def embed_outputs(
-        self, tokens: Int[Array, "*b"], mel: Float[Array, "*b f m"], speaking: Bool[Array, "*b"]
-    ) -> Float[Array, "*b d"]:
+        self, tokens: Int[Array, " b"], mel: Float[Array, "b f m"], speaking: Bool[Array, " b"]
+    ) -> Float[Array, "b d"]:
         """Output tokens as the trunk reads them back: the token, and the mel patch where it carries one."""
+        return self.embed_text(tokens) + jnp.where(speaking[:, None], self.embed_mel(mel), 0)
 
-        def embed(tokens: Array, mel: Array, speaking: Array) -> Array:
-            x = self.text(tokens)
-            patch = self.mel_in(mel.reshape(*mel.shape[:-2], self.patch).astype(x.dtype))
-            return x + jnp.where(speaking[..., None], patch, 0)
+    def embed_sequence(
+        self, inputs: MicroTurnInput, outputs: MicroTurnOutput, mel: Float[Array, "g s f m"], layout: Layout
+    ) -> Float[Array, "b l d"]:
+        """Packed conversations [B, N] -> their trunk tokens [B, L, D]: the same embeddings, each straight to its place.
 
-        return in_tiles(embed, self.row_tile, tokens.ndim, tokens, mel, speaking)
+        `mel` is what is fed back of `outputs.mel`.
+        """
+        shape = layout.valid.shape
+        ids = layout.text.there(inputs.text.reshape(shape[0], -1))
+        ids += layout.outputs.there(outputs.tokens.reshape(shape[0], -1))
+        worded = (layout.text.has | layout.outputs.has)[..., None]
+        x = layout.audio.there(self.embed_audio(inputs.audio).reshape(shape[0], layout.audio.token.shape[1], -1))
+        x += layout.patches.there(self.embed_patches(inputs.patches)).reshape(x.shape)
+        x += jnp.where(worded, self.embed_text(ids), 0)
+        x += layout.speech.there(self.embed_mel(mel)).reshape(x.shape)
+        return x + jnp.where(layout.first[..., None], self.embed_clock(layout.turn), 0)
+
+    def embed_audio(self, levels: Int[Array, "*b f m"]) -> Float[Array, "*b a d"]:
+        """dMel levels [..., dmel_frames, bins] -> audio tokens."""
+        return in_tiles(self.audio, self.row_tile, levels.ndim - 2, levels)
+
+    def embed_patches(self, patches: Float[Array, "*b t h w c"]) -> Float[Array, "*b d"]:
+        """Patches, one token each."""
+        return in_tiles(self.vision, self.row_tile, patches.ndim - 4, patches)
+
+    def embed_text(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Token ids."""
+        return in_tiles(self.text, self.row_tile, ids.ndim, ids)
+
+    def embed_mel(self, mel: Float[Array, "*b f m"]) -> Float[Array, "*b d"]:
+        """Mel patches as they are fed back."""
+
+        def embed(mel: Array) -> Array:
+            return self.mel_in(mel.reshape(*mel.shape[:-2], self.patch).astype(self.mel_in.w.dtype))
+
+        return in_tiles(embed, self.row_tile, mel.ndim - 2, mel)
+
+    def embed_clock(self, turn: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """The time at which a micro-turn begins, of its index."""
+        return in_tiles(self.clock, self.row_tile, turn.ndim, turn)
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """The next output token, from the hidden state that decides."""
@@ -97,58 +117,6 @@ class InteractionNet(nnx.Module):
             return patch.reshape(*token.shape, -1)
 
         return in_tiles(draw, self.row_tile, 1, hidden, token, previous, keys).reshape(previous.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """Where the slots of ragged blocks lie once only the real ones are kept, in order.
-
-    Attributes:
-      order: int32 [B, L], the slot at each token position. count: int32 [B], real tokens.
-      where: int32 [B, S], the token position of each slot. real: bool [B, S].
-    """
-
-    order: Int[Array, "b l"]
-    count: Int[Array, " b"]
-    where: Int[Array, "b s"]
-    real: Bool[Array, "b s"]
-
-    @classmethod
-    def of(cls, real: Bool[Array, "b s"], length: int) -> "Packing":
-        """Packs the real ones of S slots into `length` token positions; no row may have more real slots than that."""
-        order = jnp.argsort(~real, axis=1, stable=True)[:, :length]
-        order = jnp.pad(order, ((0, 0), (0, max(0, length - real.shape[1]))))  # more room than slots
-        where = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1
-        return cls(order, jnp.sum(real, axis=1, dtype=jnp.int32), where, real & (where < length))
-
-    def pack(self, x: Float[Array, "b s d"]) -> Float[Array, "b l d"]:
-        """Slots -> tokens; zero past the last real one."""
-        filled = jnp.arange(self.order.shape[1]) < self.count[:, None]
-        return _move(x, self.order, filled, self.where, self.real)
-
-    def unpack(self, x: Float[Array, "b l d"]) -> Float[Array, "b s d"]:
-        """Tokens -> slots; zero in those that are not real."""
-        filled = jnp.arange(self.order.shape[1]) < self.count[:, None]
-        return _move(x, self.where, self.real, self.order, filled)
-
-
-@jax.custom_vjp
-def _move(x: Array, index: Array, keep: Array, back: Array, back_keep: Array) -> Array:
-    """Rows of x at `index` where `keep`, else zero. Its gradient is the same movement back: a gather, not a scatter."""
-    moved = jnp.take_along_axis(x, jnp.clip(index, 0, x.shape[1] - 1)[:, :, None], axis=1)
-    return jnp.where(keep[:, :, None], moved, 0)
-
-
-def _move_fwd(x: Array, *maps: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _move(x, *maps), maps
-
-
-def _move_bwd(maps: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
-    index, keep, back, back_keep = maps
-    return _move(grad, back, back_keep, index, keep), None, None, None, None
-
-
-_move.defvjp(_move_fwd, _move_bwd)
 
 
 def session_keys(keys: Array, turn: Int[Array, " b"], slot: int) -> Array:

@@ -1,6 +1,6 @@
 """`micro_turn_step`: what a live model does with 200 ms. Pure; jitted once; batched over session slots.
 
-One forward appends ``[last output token | audio | patches | text]`` to each conversation; its last hidden state
+The block ``[last output token | audio | patches | text]`` is appended to each conversation; its last hidden state
 decides. Further output tokens, where the spec has them, are fed back one at a time. Slots that are not active,
 or whose block has closed, append nothing: their state keeps its bits.
 """
@@ -9,9 +9,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
-from tml_jax.model.net import InteractionNet, Packing, session_keys
+from pallas_kernels import platform
+from tml_jax.model.layout import Packing
+from tml_jax.model.net import InteractionNet, session_keys
 from tml_jax.model.state import StreamState
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
 from tml_jax.streams.text import ControlTokens
@@ -48,9 +50,7 @@ def micro_turn_step(
         x = jnp.concatenate([last[:, None], x], axis=1)
         real = jnp.concatenate([(state.has_last & inputs.active)[:, None], real], axis=1)
         packing = Packing.of(real, x.shape[1])
-    hidden, state = net.transformer.stream(packing.pack(x), state, packing.count)
-    last = jnp.maximum(packing.count - 1, 0)
-    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    hidden, state = _append(net, packing.pack(x), state, packing.count)
 
     writing, written = inputs.active, []
     previous = jnp.where(state.last_speaking[:, None, None], state.last_mel, 0)
@@ -64,6 +64,30 @@ def micro_turn_step(
         previous, state = one.mel, _remember(state, one)
         writing = writing & one.speaking
     return state, _collect(written)
+
+
+def _append(
+    net: InteractionNet, x: Float[Array, "b t d"], state: StreamState, count: Int[Array, " b"]
+) -> tuple[Float[Array, "b d"], StreamState]:
+    """Appends the `count` [B] real ones of x; the hidden state of the last of each.
+
+    A CPU's time goes with the tokens, real or not, and nearly every micro-turn is without text. So it takes the
+    blocks piece by piece until the longest is over. A token's piece, and its place in it, are given by its place in its
+    own block: its bits do not depend on how long the others' blocks are. A TPU's time goes into reading weights, once.
+    """
+    length, piece = x.shape[1], net.textless if platform.implementation() == "cpu" else x.shape[1]
+    x = jnp.pad(x, ((0, 0), (0, -length % piece), (0, 0)))
+
+    def append(at: Array, hidden: Array, state: StreamState) -> tuple[Array, Array, StreamState]:
+        real = jnp.clip(count - at, 0, piece)
+        y, state = net.transformer.stream(jax.lax.dynamic_slice_in_dim(x, at, piece, axis=1), state, real)
+        y = jnp.take_along_axis(y, jnp.maximum(real - 1, 0)[:, None, None], axis=1)[:, 0]
+        return at + piece, jnp.where((real > 0)[:, None], y, hidden), state
+
+    first = jnp.zeros((), jnp.int32), jnp.zeros_like(x[:, 0]), state
+    if piece >= length:
+        return append(*first)[1:]
+    return jax.lax.while_loop(lambda carry: carry[0] < jnp.max(count), lambda carry: append(*carry), first)[1:]
 
 
 def _write(
@@ -81,8 +105,11 @@ def _write(
         closes = (token == control.listen) | (token == control.delegate) | (token == control.end)
         speaking = writing & ~closes
     with jax.named_scope("speak"):
-        mel = net.draw_mel(hidden, token, previous, keys)
-        mel = jnp.where(speaking[:, None, None], mel, 0)
+        silence = jnp.zeros_like(previous)
+        mel = jax.lax.cond(  # most of the time nobody speaks
+            jnp.any(speaking), lambda: net.draw_mel(hidden, token, previous, keys), lambda: silence
+        )
+        mel = jnp.where(speaking[:, None, None], mel, silence)
     return _Written(writing, jnp.where(writing, token, 0), mel, speaking, jnp.where(writing, heard, 0))
 
 

@@ -3,11 +3,10 @@
 A still image of Inkling is a patch repeated twice; in video the two layers of a patch are two frames in a row.
 """
 
+import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 
-import av
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -75,12 +74,29 @@ def check_frame(frame: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
     return frame
 
 
-def resize(frame: UInt8[np.ndarray, "height width 3"], spec: StreamSpec) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """The frame at the size that the model sees; its aspect ratio is not kept."""
-    if check_frame(frame).shape[:2] == (spec.frame_height, spec.frame_width):
+def resize(
+    frame: UInt8[np.ndarray, "height width 3"], width: int, height: int
+) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """The frame at another size; its aspect ratio is not kept."""
+    if check_frame(frame).shape[:2] == (height, width):
         return frame
     image = Image.fromarray(np.ascontiguousarray(frame))
-    return np.asarray(image.resize((spec.frame_width, spec.frame_height), Image.Resampling.LANCZOS))
+    # A gap of 3 makes very large pictures cheap, and no difference to the eye.
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """How a picture that was stored lying or mirrored is set upright: first `transposed`, then mirrored."""
+
+    transposed: bool = False
+    left_right: bool = False
+    up_down: bool = False
+
+    def apply(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height2 width2 3"]:
+        """The upright frame, a view."""
+        frame = frame.swapaxes(0, 1) if self.transposed else frame
+        return frame[:: -1 if self.up_down else 1, :: -1 if self.left_right else 1]
 
 
 class FrameStream:
@@ -116,35 +132,11 @@ class FrameStream:
         chosen = list(frames)
         if len(chosen) > self.max_frames:
             chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, self.max_frames).round().astype(int)]
-        chosen = [resize(frame, self._spec) for frame in chosen]
+        width, height = self._spec.frame_width, self._spec.frame_height
+        chosen = [resize(frame, width, height) for frame in chosen]
         if len(chosen) % 2:
             chosen.append(chosen[-1])
         size = self._spec.patch_size
         empty = np.zeros((0, 2, size, size, 3), np.float32)
         pairs = [pair_patches(chosen[i], chosen[i + 1], self._spec) for i in range(0, len(chosen), 2)]
         return np.concatenate([empty, *pairs])
-
-
-def read_video(path: str | os.PathLike[str]) -> tuple[UInt8[np.ndarray, "frames height width 3"], float]:
-    """All frames of a video file (or an animation), RGB, and the frames per second, on average.
-
-    Raises:
-      ValueError: the file is missing, is no video, is damaged, or holds no frame.
-    """
-    name = repr(os.fspath(path))
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{name} holds no video.")
-            stream = container.streams.video[0]
-            rate = stream.average_rate or stream.guessed_rate
-            images = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-    except FileNotFoundError as error:
-        raise ValueError(f"There is no video file {name}.") from error
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(f"{name} cannot be read as a video: {error.strerror or error}.") from error
-    if not images:
-        raise ValueError(f"The video {name} holds no frame.")
-    if not rate:
-        raise ValueError(f"The video {name} does not say how many frames it shows in a second.")
-    return np.stack(images), float(rate)

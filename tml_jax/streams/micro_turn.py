@@ -3,7 +3,8 @@
 A conversation is cut into micro-turns of 200 ms, each an input block followed by an output block:
 ``in0 out0 in1 out1 ...``. Every compiled shape is fixed by a `StreamSpec`; how many of a block's
 slots are real differs per micro-turn and session ("ragged but static"). The same two types are used
-from the wire to the model, for one micro-turn or (with more leading axes) for whole conversations.
+from the wire to the model, for one micro-turn or (with more leading axes) for whole conversations. Most micro-turns
+have no picture and are silent, so whole conversations hold their patches and their speech packed (`streams.packed`).
 
 Order of the trunk tokens of one micro-turn::
 
@@ -109,12 +110,14 @@ def _pytree(cls: type) -> type:
 class MicroTurnInput:
     """What arrived in a micro-turn. `...` is any number of leading axes (slots; conversation, micro-turn).
 
+    `patches` is of the live step, [..., max_patches, *patch]; of whole conversations it is packed (`streams.packed`).
+
     Attributes:
       active: bool [...]; False means that the slot takes no step: nothing advances.
       turn: int32 [...], index of the micro-turn in its session; the clock reads ``turn * micro_turn_s``.
-      audio: int32 [..., dmel_frames, dmel_bins], dMel levels.
+      audio: uint8 [..., dmel_frames, dmel_bins], dMel levels.
       has_audio: bool [...], whether the session has sound in this micro-turn.
-      patches: float32 [..., max_patches, patch_frames, patch_size, patch_size, 3], normalised pixels.
+      patches: float [..., max_patches, patch_frames, patch_size, patch_size, 3], normalised pixels.
       num_patches: int32 [...], real patches; they come first.
       text: int32 [..., max_text], token ids.
       num_text: int32 [...], real text tokens; they come first.
@@ -137,13 +140,14 @@ class MicroTurnOutput:
 
     ``tokens[0]`` is the decision: ``<|listen|>`` (silent) and ``<|delegate|>`` close the block; anything else
     speaks: a text token, or ``<|speak|>`` (sound goes on, no new word). With sound a speaking block has
-    `max_output` tokens; without sound it ends at ``<|end|>``.
+    `max_output` tokens; without sound it ends at ``<|end|>``. `mel` is as the step writes it, [..., max_output,
+    *patch]; of whole conversations it is packed (`streams.packed`).
 
     Attributes:
       tokens: int32 [..., max_output], token ids.
       num_tokens: int32 [...], real output tokens (0 only where the slot was not active).
       speaking: bool [...], whether this micro-turn carries sound.
-      mel: float32 [..., max_output, mel_frames_per_patch, mel_bins], normalised log mel (see `streams.speech`);
+      mel: float [..., max_output, mel_frames_per_patch, mel_bins], normalised log mel (see `streams.speech`);
         zero where not speaking.
       heard: int32 [..., max_output], the user's word that has just ended, or ``<|nothing|>``.
     """
@@ -161,7 +165,7 @@ def empty_input(spec: StreamSpec, shape: tuple[int, ...] = ()) -> MicroTurnInput
     return MicroTurnInput(
         active=np.zeros(shape, bool),
         turn=np.zeros(shape, np.int32),
-        audio=np.zeros((*shape, spec.dmel_frames, spec.dmel_bins), np.int32),
+        audio=np.zeros((*shape, spec.dmel_frames, spec.dmel_bins), np.uint8),
         has_audio=np.zeros(shape, bool),
         patches=np.zeros((*shape, spec.max_patches, spec.patch_frames, size, size, 3), np.float32),
         num_patches=np.zeros(shape, np.int32),
