@@ -23,6 +23,7 @@ from tml_jax.data.timeline import (
     reaction_turn,
     render,
 )
+from tml_jax.streams import packed
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.streams.text import Tokenizer
 
@@ -63,7 +64,7 @@ def test_scenarios_keep_the_rules_of_time(simulators, name):
         speech = list(conversation.of(AssistantSpeech))
         for first, second in itertools.pairwise(speech):
             assert first.start_s + len(first.audio) / SPEC.sample_rate <= second.start_s + 1e-6
-        ends = [u.start_s + u.words[-1].end_s for u in conversation.of(UserSpeech)]
+        ends = [u.start_s + u.words[-1].end_s for u in conversation.of(UserSpeech) if u.words]
         for expected in conversation.expectations:
             if expected["kind"] == "answer":
                 onsets = [s.start_s for s in speech if s.start_s > expected["after"]]
@@ -127,7 +128,7 @@ def test_rendering_to_the_letter(tokenizer):
     said[10] = c.delegate
     assert outputs.tokens[:, 0].tolist() == said
     assert np.flatnonzero(outputs.speaking).tolist() == [4, 5, 6, 7]
-    assert (np.abs(outputs.mel).sum(axis=(1, 2, 3)) > 0).tolist() == outputs.speaking.tolist()
+    assert len(outputs.mel) == 4 and (np.abs(outputs.mel).sum(axis=(1, 2)) > 0).all()
     heard = [c.nothing] * 15
     heard[1:3] = [word["stop"], word["five"]]  # both end in micro-turn 1: the second waits for room
     assert outputs.heard[:, 0].tolist() == heard
@@ -153,34 +154,59 @@ def test_the_reaction_rule(end, turn):
     assert reaction_turn(end, 0.15, SPEC) == turn
 
 
-def _take(iterator, count):
-    return [next(iterator) for _ in range(count)]
-
-
 def _same(a, b):
     for x, y in zip(a, b, strict=True):
         for field in dataclasses.fields(x):
             np.testing.assert_array_equal(getattr(x, field.name), getattr(y, field.name))
 
 
-def test_the_pipeline_resumes_where_it_was(tokenizer):
-    def fresh():
-        return iter(pipeline.make_pipeline(CONFIG, SPEC, tokenizer, 2, "train"))
+def _batches(config, groups=None, workers=0, first=0, split="train"):
+    made = pipeline.Pipeline(config, SPEC, TOKENIZER, 2 * config.group, split, groups, workers)
+    return made.batches(first)
 
-    whole = fresh()
-    _take(whole, 2)
-    state = whole.get_state()
-    wanted = _take(whole, 2)
-    again = fresh()
-    again.set_state(state)
-    for a, b in zip(_take(again, 2), wanted, strict=True):
+
+@pytest.fixture(scope="module")
+def replaying():
+    """A pipeline of small groups, half of each batch replayed, and its first batches."""
+    config = dataclasses.replace(CONFIG, group=2, replay=0.5, replay_pool=3)
+    return config, list(itertools.islice(_batches(config), 5))
+
+
+def test_the_pipeline_resumes_where_it_was(replaying):
+    config, wanted = replaying
+    for first in (1, 4):
+        again = itertools.islice(_batches(config, first=first), 5 - first)
+        for a, b in zip(again, wanted[first:], strict=True):
+            _same(a, b)
+
+
+def test_workers_make_the_same_batches_in_the_same_order(replaying):
+    config, wanted = replaying
+    batches = _batches(config, workers=2, first=2)
+    for a, b in zip(itertools.islice(batches, 3), wanted[2:], strict=True):
         _same(a, b)
+    batches.close()
 
 
-def test_a_batch_is_the_same_whoever_makes_its_rows():
-    whole = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 4, "train")(1)
-    part = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 4, "train", rows=[1, 3])(1)
-    _same(part, jax.tree.map(lambda x: x[[1, 3]], whole))
+def test_what_is_replayed_was_in_an_earlier_batch(replaying):
+    _, batches = replaying
+    turns = [batch[0].turn.reshape(2, 2, -1) for batch in batches]  # two groups of two
+    for i in range(1, 5):
+        fresh, replayed = turns[i]
+        assert any((replayed == earlier[0]).all() for earlier in turns[:i])
+        assert not any((fresh == earlier[0]).all() for earlier in turns[:i])
+
+
+def test_a_batch_is_the_same_whoever_makes_its_groups():
+    config = dataclasses.replace(CONFIG, group=2)
+    whole = list(itertools.islice(_batches(config), 2))[1]
+    part = list(itertools.islice(_batches(config, groups=[1]), 2))[1]
+    _same(part, tuple(jax.tree.map(lambda x: x[len(x) // 2 :], one) for one in whole))
+
+
+def test_a_batch_is_made_of_whole_groups():
+    with pytest.raises(ValueError, match="batch_size must be a multiple of 8"):
+        pipeline.Pipeline(CONFIG, SPEC, TOKENIZER, 12, "train")
 
 
 def test_only_training_hears_spliced_requests():
@@ -197,27 +223,58 @@ def test_only_training_hears_spliced_requests():
     assert requests("train", 0.0) != requests("train", 1.0)
 
 
-def test_rows_stay_within_their_budget():
-    source = pipeline.BatchSource(CONFIG, SPEC, TOKENIZER, 6, "train")
+def test_rows_stay_within_their_room():
+    config = dataclasses.replace(CONFIG, group=6, window_patches=40, window_speech=30)
+    source = pipeline.GroupSource(config, SPEC, TOKENIZER, "train")
+    cut = 0
     for index in range(3):
         inputs, outputs = source(index)
-        tokens = pipeline.trunk_tokens(SPEC, inputs, outputs).sum(axis=1)
-        assert tokens.max() <= CONFIG.window_tokens and tokens.min() > 100
+        tokens = packed.trunk_tokens(SPEC, inputs, outputs).sum(axis=1)
+        assert tokens.max() <= config.window_tokens
+        assert inputs.num_patches.sum() == inputs.patches.shape[1] <= 6 * 40
+        assert packed.num_speech(outputs).sum() == outputs.mel.shape[1] <= 6 * 30
         assert (outputs.num_tokens[~inputs.active] == 0).all()
         assert (np.diff(inputs.active.astype(int), axis=1) <= 0).all()  # real micro-turns come first
+        cut += inputs.patches.shape[1] > 6 * 40 - 10  # the camera of the last ones found no room
+        together = packed.batch([(inputs, outputs)], config.room)
+        assert together[0].patches.shape[:2] == (1, 240) and together[1].mel.shape[:2] == (1, 180)
+    assert cut
+
+
+def test_a_batch_holds_what_there_is():
+    """The arrays of a batch against the dense ones that it stands for."""
+    whole, _ = pipeline.GroupSource(CONFIG, SPEC, TOKENIZER, "train")(0)
+    assert 0 < whole.patches.nbytes < 0.25 * whole.active.size * 2 * 40 * 40 * 3 * 4
+
+
+def test_live_turns_of_packed_conversations(tokenizer, simulators):
+    """What a live session gets is what the packed arrays hold, turn by turn."""
+    inputs, _ = render(simulators["heldout"].conversation(0, "count"), SPEC, tokenizer)
+    short = packed.window((inputs, _), 0, 5)[0]
+    seen = []
+    for turn in range(len(inputs.active)):
+        now = packed.live_turn(SPEC, [inputs, short], turn, 3)
+        assert now.active.tolist() == [True, turn < 5, False]
+        np.testing.assert_array_equal(now.audio[0], inputs.audio[turn])
+        seen.append(now.patches[0, : now.num_patches[0]])
+    np.testing.assert_array_equal(np.concatenate(seen), inputs.patches)
+    assert len(inputs.patches) > 50
 
 
 def test_the_store_gives_back_windows(tokenizer, simulators, tmp_path):
     store = ConversationStore.create(tmp_path / "store", SPEC)
     rendered = [render(simulators["heldout"].conversation(i), SPEC, tokenizer) for i in range(2)]
     for i, pair in enumerate(rendered):
-        assert store.append(*pair, {"index": i}) == i
+        assert store.append(pair, {"index": i}) == i
     reopened = ConversationStore.open(tmp_path / "store")
     assert len(reopened) == 2 and reopened.metadata(1) == {"index": 1}
     inputs, outputs = reopened.read(1, 20, 30)
     np.testing.assert_array_equal(inputs.audio, rendered[1][0].audio[20:50])
     np.testing.assert_array_equal(outputs.tokens, rendered[1][1].tokens[20:50])
-    np.testing.assert_allclose(outputs.mel, rendered[1][1].mel[20:50], atol=2e-3)
+    wanted = packed.window(rendered[1], 20, 50)
+    _same((inputs, outputs), wanted)
+    _same(reopened.read(0), rendered[0])
+    assert len(outputs.mel) or len(inputs.patches)
     with pytest.raises(ValueError, match="not inside conversation 1"):
         reopened.read(1, 0, 10_000)
     with pytest.raises(ValueError, match="There is no conversation store"):
@@ -229,4 +286,4 @@ def test_the_store_gives_back_windows(tokenizer, simulators, tmp_path):
 
 def test_a_bank_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="no speech bank"):
-        pipeline.make_pipeline(dataclasses.replace(CONFIG, bank=str(tmp_path)), SPEC, Tokenizer(TOKENIZER), 1, "train")
+        pipeline.Pipeline(dataclasses.replace(CONFIG, bank=str(tmp_path)), SPEC, TOKENIZER, 8, "train")

@@ -142,3 +142,23 @@ def test_the_assistant_has_every_word_at_every_speed() -> None:
     said = {(u.text, u.speed) for u in phrases.assistant_phrases()}
     assert said >= {(word, speed) for word in phrases.ASSISTANT_WORDS for speed in phrases.ASSISTANT_SPEEDS}
     assert all(u.kind == "assistant" for u in phrases.assistant_phrases())
+
+
+def test_talk_leaves_the_bytes_of_a_voice_as_they_are(bank_path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    voice, before = VOICES[1], SpeechBank.load(bank_path)
+    bytes_before = (bank_path / voice.file).read_bytes()
+    talk = [NewClip("t000", "did you see anna", "talk", (), _sound(99, 0.7))]
+    entry = speech_bank.write_voice(bank_path, voice, talk)
+    entries = json.loads((bank_path / speech_bank.INDEX_NAME).read_text())["voices"]
+    entries[voice.name]["talk"] = entry["talk"]
+    speech_bank.write_index(bank_path, entries)
+    bank = SpeechBank.load(bank_path)
+    assert (bank_path / voice.file).read_bytes() == bytes_before
+    assert [c for c in bank.clips if c.kind != "talk"] == before.clips
+    (clip,) = bank.select(kind="talk")
+    assert (clip.id, clip.text, clip.words, clip.split) == ("bells/low/t000", "did you see anna", (), "heldout")
+    assert clip.file == voice.talk_file and len(bank.audio(clip)) == len(talk[0].audio)
+    speech_bank.export(bank_path, tmp_path / "copy", 2**20)
+    copy = SpeechBank.load(tmp_path / "copy")
+    np.testing.assert_array_equal(copy.audio(copy.select(kind="talk")[0]), bank.audio(clip))
+    assert "| bells/low | heldout | 3 | 1 | 1 | 1 | CC0 |" in (tmp_path / "copy" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""How a user sounds: pitch, pace, room, telephone, level and noise, drawn once a conversation.
+"""How a user sounds: voice, pace, level, room, microphone and noise, drawn once a conversation.
 
 Everything here runs for each training conversation, so what can be made once is: rooms and long noises are built
 at the first use from the seed, and a conversation takes a stretch of them.
@@ -23,42 +23,58 @@ _KINDS = ("white", "pink", "hum", "babble")
 class Voice:
     """How the sound of one user is changed throughout a conversation."""
 
-    pitch: float  # > 1: higher and faster
+    pitch: float  # > 1: higher and faster, by a smaller person
+    formants: float  # > 1: by a smaller person, at the same pitch
     pace: float  # > 1: faster
     level_db: float  # dBFS of the speech
-    impulse: np.ndarray | None  # room and telephone
+    swell_db: float  # how far its level wanders within a clip
+    impulse: np.ndarray | None  # room, microphone and telephone
 
 
-def draw_voice(rng: np.random.Generator, config: Acoustics, rooms: np.ndarray) -> Voice:
+def draw_voice(rng: np.random.Generator, config: Acoustics, rooms: np.ndarray, microphones: np.ndarray) -> Voice:
     """Draws one user's sound.
 
     Args:
       rng: the draws.
       config: ranges.
-      rooms: impulse responses [num_rooms, samples], from `make_rooms`.
+      rooms, microphones: impulse responses [n, samples], from `make_rooms` and `make_microphones`.
     """
     pitch = rng.uniform(*config.pitch) if rng.random() < config.pitch_share else 1.0
+    formants = rng.uniform(*config.formants) if rng.random() < config.formants_share else 1.0
+    formants = float(np.clip(formants, 0.75 / pitch, 1.35 / pitch))  # both together stay within what people are
     pace = rng.uniform(*config.pace) if rng.random() < config.pace_share else 1.0
-    pace = float(np.clip(pace, 0.8 / pitch, 1.3 / pitch))  # both together stay within speech that people produce
-    impulse = rooms[rng.integers(len(rooms))] if rng.random() < config.room_share else None
+    pace = float(np.clip(pace, 0.75 / pitch, 1.35 / pitch))
+    swell = float(rng.uniform(0, config.swell)) if rng.random() < config.swell_share else 0.0
+    responses = []
+    if rng.random() < config.room_share:
+        responses.append(rooms[rng.integers(len(rooms))])
+    if rng.random() < config.microphone_share:
+        responses.append(microphones[rng.integers(len(microphones))])
     if rng.random() < config.telephone_share:
-        band = telephone_band()
-        impulse = band if impulse is None else scipy.signal.fftconvolve(impulse, band).astype(np.float32)
-    return Voice(float(pitch), pace, float(rng.uniform(*config.level)), impulse)
+        responses.append(telephone_band())
+    impulse = functools.reduce(scipy.signal.fftconvolve, responses).astype(np.float32) if responses else None
+    return Voice(float(pitch), formants, pace, float(rng.uniform(*config.level)), swell, impulse)
 
 
 def change_voice(
-    audio: np.ndarray, words: tuple[SpokenWord, ...], voice: Voice
+    audio: np.ndarray, words: tuple[SpokenWord, ...], voice: Voice, rng: np.random.Generator
 ) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
-    """Applies pitch, pace and level to a clip; the words' times follow. The room comes last, see `place`."""
+    """Applies voice, pace and level to a clip; the words' times follow. The room comes last, see `place`."""
     rate = 1.0
     if voice.pitch != 1.0:
         audio, rate = resample(audio, voice.pitch)
+    if abs(voice.formants - 1.0) > 0.01:
+        audio = shift_formants(audio, voice.formants)
     if abs(voice.pace - 1.0) > 0.01:
         audio = stretch(audio, voice.pace)
         rate *= voice.pace
     words = tuple(SpokenWord(word.text, word.start_s / rate, word.end_s / rate) for word in words)
-    return set_level(audio, voice.level_db), words
+    audio = set_level(audio, voice.level_db)
+    if voice.swell_db:
+        points = np.arange(0, len(audio) + RATE // 3, RATE // 3)
+        gain = 10 ** (np.interp(np.arange(len(audio)), points, rng.normal(0, voice.swell_db, len(points))) / 20)
+        audio = np.clip(audio * gain, -1, 1).astype(np.float32)
+    return audio, words
 
 
 def place(audio: np.ndarray, voice: Voice) -> np.ndarray:
@@ -79,6 +95,32 @@ def resample(audio: np.ndarray, factor: float) -> tuple[np.ndarray, float]:
     changed = scipy.fft.irfft(spectrum, new_length) * (new_length / length)
     exact = length / new_length
     return changed[: round(len(audio) / exact)].astype(np.float32), exact
+
+
+def shift_formants(audio: np.ndarray, factor: float) -> np.ndarray:
+    """Moves the resonances up by `factor` and leaves the pitch: the spectrum's envelope is stretched.
+
+    The envelope of each 32 ms is the spectrum's logarithm without the fast part of its cepstrum.
+    """
+    size, hop, kept = 512, 128, 24
+    window = np.sqrt(np.hanning(size + 1)[:-1]).astype(np.float32)
+    padded = np.pad(audio.astype(np.float32), (size - hop, size + -len(audio) % hop))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop] * window
+    spectrum = scipy.fft.rfft(frames, axis=1)
+    log = np.log(np.abs(spectrum) + 1e-4)
+    cepstrum = scipy.fft.irfft(log, axis=1)
+    cepstrum[:, kept : size - kept + 1] = 0
+    envelope = scipy.fft.rfft(cepstrum, axis=1).real
+    at = np.minimum(np.arange(envelope.shape[1]) / factor, envelope.shape[1] - 1)
+    low = np.minimum(at.astype(int), envelope.shape[1] - 2)
+    moved = envelope[:, low] + (at - low) * (envelope[:, low + 1] - envelope[:, low])
+    changed = spectrum * np.exp(np.clip(moved - envelope, -4, 4)).astype(np.float32)
+    frames = scipy.fft.irfft(changed, size, axis=1) * window
+    out = np.zeros(len(padded), np.float32)
+    for i in range(size // hop):  # frames that are this far apart do not overlap
+        rows = frames[i :: size // hop]
+        out[i * hop : i * hop + rows.size] += rows.ravel()
+    return out[size - hop : size - hop + len(audio)] * np.float32(2 * hop / size)
 
 
 def stretch(audio: np.ndarray, pace: float) -> np.ndarray:
@@ -115,6 +157,22 @@ def telephone_band() -> np.ndarray:
     """A band from 300 to 3400 Hz, minimum phase so that the sound keeps its place."""
     band = scipy.signal.firwin(255, [300, 3400], fs=RATE, pass_zero=False)
     return scipy.signal.minimum_phase(band, half=False).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def make_microphones(config: Acoustics, seed: int) -> np.ndarray:
+    """Impulse responses [num_microphones, samples]: no lows, a few broad hills, an end to the highs; minimum phase."""
+    rng = np.random.default_rng((seed, 4))
+    edges = np.array([0, 150, 300, 600, 1200, 2400, 4000, 5600, 8000.0])
+    microphones = []
+    for _ in range(config.num_microphones):
+        gain_db = rng.normal(0, 4, len(edges))
+        gain_db[0] -= rng.uniform(6, 30)
+        gain_db[-1] -= rng.uniform(0, 20)
+        band = scipy.signal.firwin2(255, edges, 10 ** (gain_db / 20), fs=RATE)
+        response = scipy.signal.minimum_phase(band, half=False)
+        microphones.append(response / np.sqrt(np.sum(response**2)))
+    return np.array(microphones, np.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from tml_jax.streams.packed import Room
+
 Range = tuple[float, float]
 
 
@@ -18,6 +20,7 @@ class Shares:
     watch: float = 0.5  # a video that nobody asked about
     delegate: float = 1.6  # arithmetic and the time, by the background model
     quiet: float = 0.8  # silence, noise, fillers, backchannels
+    talk: float = 0.8  # people talk, but not to the model
 
     def items(self) -> list[tuple[str, float]]:
         """Names and shares, in the order of declaration."""
@@ -26,19 +29,28 @@ class Shares:
 
 @dataclasses.dataclass(frozen=True)
 class Acoustics:
-    """How the user's sound is changed. Probabilities are per conversation; levels in dBFS, ratios in dB."""
+    """How the user's sound is changed. Probabilities are per conversation; levels in dBFS, ratios in dB.
 
-    pitch: Range = (0.85, 1.18)  # resampling: pitch and pace together
+    The defaults are what models are measured with; training may go further, as `configs/inkling_tiny.py` does.
+    """
+
+    pitch: Range = (0.85, 1.18)  # resampling: pitch, vocal tract and pace together
     pitch_share: float = 0.7
+    formants: Range = (0.85, 1.18)  # the vocal tract alone: > 1 is shorter
+    formants_share: float = 0.0
     pace: Range = (0.85, 1.2)  # pace alone
     pace_share: float = 0.4
     level: Range = (-30.0, -12.0)  # of the speech
+    swell: float = 5.0  # standard deviation of the level within a clip, dB
+    swell_share: float = 0.0
     noise_share: float = 0.8
     snr: Range = (8.0, 40.0)
     room_share: float = 0.5
     reverberation_s: Range = (0.1, 0.6)  # RT60
     num_rooms: int = 48
     telephone_share: float = 0.08
+    microphone_share: float = 0.0  # a laptop's or a headset's: uneven, without the lows
+    num_microphones: int = 48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +66,12 @@ class Behaviour:
     filler_share: float = 0.4  # of the hesitations
     splice_share: float = 0.6  # of the requests in training whose numbers come from other clips of the voice
     background_latency: Range = (0.4, 3.0)
+    backchannel_share: float = 0.25  # of the times at which the user speaks while the model does
+    own_talk_share: float = 0.3  # of the talk: by the user, and not by somebody else
     timer: Range = (2.0, 15.0)
     repetition: Range = (0.8, 2.5)
     repetitions: tuple[int, int] = (2, 10)
+    quiet_sounds: tuple[int, int] = (0, 2)  # fillers and the like in a while in which nothing is asked
     video_fps: float = 10.0
     late_start_share: float = 0.5  # windows whose clock does not begin at zero
     latest_start: int = 6000  # micro-turns
@@ -71,29 +86,45 @@ class DataConfig:
       seed: of everything that is drawn.
       shares: the mix of scenarios.
       engines: share of the conversations by the user's speech engine; engines not named weigh 0.05.
+      talkers: the same of talk that is not meant for the model.
       acoustics: changes to the user's sound.
       behaviour: times.
       store: folder of a conversation store, or None for simulated conversations only.
       store_share: share of the windows that come from the store.
       window_turns: micro-turns in a training row.
       window_tokens: trunk tokens that a row may hold; a conversation is cut at the last whole micro-turn that fits.
+      window_patches, window_speech: patches and mel patches that a row has room for, on average: the rows of a group
+        share it, and those that find none left are cut, too.
+      group: conversations that are packed together; the unit that a worker process makes and a device gets.
+      replay: share of a training batch that was in an earlier one, drawn from the newest `replay_pool` groups.
     """
 
     bank: str = "checkpoints/speech_bank"
     seed: int = 0
     shares: Shares = Shares()
     engines: tuple[tuple[str, float], ...] = (("kokoro", 0.55), ("flite", 0.2), ("festival", 0.13), ("espeak", 0.06))
+    talkers: tuple[tuple[str, float], ...] = (("recorded", 0.4), ("kokoro", 0.35), ("flite", 0.1), ("festival", 0.1))
     acoustics: Acoustics = Acoustics()
     behaviour: Behaviour = Behaviour()
     store: str | None = None
     store_share: float = 0.0
     window_turns: int = 160
     window_tokens: int = 448
+    window_patches: int = 64
+    window_speech: int = 72
+    group: int = 8
+    replay: float = 0.0
+    replay_pool: int = 500
 
     def __post_init__(self) -> None:
         if self.window_turns < 1 or self.window_tokens < 1:
             raise ValueError(
                 f"A window needs micro-turns and tokens, not {self.window_turns} and {self.window_tokens}."
+            )
+        if self.group < 1 or self.replay_pool < 1 or not 0.0 <= self.replay < 1.0:
+            raise ValueError(
+                f"A group and the replay pool need a member, and replay must be a share below 1; got {self.group}, "
+                f"{self.replay_pool} and {self.replay}."
             )
         if not 0.0 <= self.store_share <= 1.0:
             raise ValueError(f"store_share={self.store_share} must lie between 0 and 1.")
@@ -102,6 +133,7 @@ class DataConfig:
         if min(share for _, share in self.shares.items()) < 0 or not sum(share for _, share in self.shares.items()):
             raise ValueError("The scenario shares must not be negative, and one must be positive.")
 
-    def engine_share(self, engine: str) -> float:
-        """How much a speech engine's voices weigh together."""
-        return dict(self.engines).get(engine, 0.05)
+    @property
+    def room(self) -> Room:
+        """What a conversation of a batch may hold."""
+        return Room(self.window_turns, self.window_tokens, self.window_patches, self.window_speech)

@@ -40,12 +40,15 @@ class Director:
         self, rng: np.random.Generator, config: DataConfig, spec: StreamSpec, cast: Cast, speaker: Speaker
     ) -> None:
         self.rng, self.config, self.spec, self.cast, self.speaker = rng, config, spec, cast, speaker
-        self.voice = augment.draw_voice(rng, config.acoustics, cast.rooms)
+        self.voice = self._draw_voice()
         self.events: list[Event] = []
         self.expectations: list[dict[str, Any]] = []
         self.motions: list[Repetitions] = []
         self.now = float(rng.uniform(0.3, 1.5))
         self.limit = float(rng.uniform(*config.behaviour.duration))
+
+    def _draw_voice(self) -> augment.Voice:
+        return augment.draw_voice(self.rng, self.config.acoustics, self.cast.rooms, self.cast.microphones)
 
     def expect(self, kind: str, **what: Any) -> None:
         """Writes down what a good model does, for evaluation; times in seconds."""
@@ -72,7 +75,7 @@ class Director:
 
     def user(self, clip: Clip | Spliced, start_s: float, *, hesitate: bool = False) -> float:
         """The user says a clip from `start_s` on, perhaps hesitating inside it; the end of the last word."""
-        audio, words = self._clip(clip)
+        audio, words = self._clip(clip, self.voice)
         if hesitate and len(words) > 1:
             audio, words, breaks = self._break(audio, words)
             for begin, end in breaks:
@@ -80,11 +83,22 @@ class Director:
         self.events.append(UserSpeech(start_s, augment.place(audio, self.voice), words))
         return start_s + words[-1].end_s
 
-    def _clip(self, clip: Clip | Spliced) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
+    def talk(self) -> None:
+        """Somebody says a sentence that isn't meant for the model: the user, or somebody else in another place."""
+        own, share = self.speaker.family("talk"), self.config.behaviour.own_talk_share
+        talker, voice = (self.speaker, self.voice)
+        if not own or self.rng.random() > share:
+            talker, voice = self.cast.talker(self.rng), self._draw_voice()
+        clips = talker.family("talk")
+        audio, _ = self._clip(clips[int(self.rng.integers(len(clips)))], voice)
+        self.events.append(UserSpeech(self.now, augment.place(audio, voice)))
+        self.now += len(audio) / self.spec.sample_rate
+
+    def _clip(self, clip: Clip | Spliced, voice: augment.Voice) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
         audio = clip.audio if isinstance(clip, Spliced) else self.cast.bank.audio(clip)
         words = tuple(SpokenWord(w.text, w.start_s, w.end_s) for w in clip.words)
         words = words or (SpokenWord(clip.text, 0.0, len(audio) / self.spec.sample_rate),)
-        return augment.change_voice(audio, words, self.voice)
+        return augment.change_voice(audio, words, voice, self.rng)
 
     def _break(
         self, audio: np.ndarray, words: tuple[SpokenWord, ...]
@@ -97,7 +111,7 @@ class Director:
         silence = np.zeros(round(length * rate), np.float32)
         fillers = self.speaker.family("filler")
         if fillers and self.rng.random() < behaviour.filler_share:
-            filler, _ = self._clip(fillers[int(self.rng.integers(len(fillers)))])
+            filler, _ = self._clip(fillers[int(self.rng.integers(len(fillers)))], self.voice)
             filler = filler[: len(silence)]
             place = int(self.rng.integers(0, len(silence) - len(filler) + 1))
             silence[place : place + len(filler)] = filler

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tml_jax.streams import number_words
 
-Kind = Literal["command", "word", "filler", "assistant"]
+Kind = Literal["command", "word", "filler", "assistant", "talk"]
 
 UNITS = tuple(number_words.to_words(n) for n in range(21))
 TENS = tuple(number_words.to_words(n) for n in range(30, 100, 10))

@@ -1,27 +1,40 @@
-"""From conversations to batches: a Grain pipeline, deterministic and resumable.
+"""From conversations to batches: made by Grain's worker processes, in an order that a resumed run repeats.
 
-A batch is a pure function of (config, split, its index), drawn from the simulator or from a store. Its arrays are
-allocated once and every conversation is rendered into its row. A row holds at most `window_turns` micro-turns and
-`window_tokens` trunk tokens: it is cut at the last whole micro-turn that fits.
+The unit of work is a *group*: `DataConfig.group` conversations, packed together (`streams.packed`). A group is a pure
+function of (config, split, its number), whoever makes it. A batch is so many groups: the next ones of the sequence,
+and, where the config says so, a share of *replayed* ones, drawn from the newest that came before. A training step that
+is faster than the workers can then use every conversation a few times instead of waiting.
+
+What has to be known to go on is the number of the batch alone: the groups that may be replayed are made again.
 """
 
+import collections
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from tml_jax.data.config import DataConfig
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.speech_bank import SpeechBank
 from tml_jax.data.store import ConversationStore
-from tml_jax.data.timeline import render_into
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec, empty_input, empty_output
+from tml_jax.data.timeline import render
+from tml_jax.streams import packed
+from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.streams.text import Tokenizer
 
-Batch = tuple[MicroTurnInput, MicroTurnOutput]
+Batch = packed.Conversation
 _ENDLESS = 2**40
 
 
@@ -38,35 +51,11 @@ def open_bank(path: str) -> SpeechBank:
         raise ValueError(str(error)) from error
 
 
-def trunk_tokens(spec: StreamSpec, inputs: MicroTurnInput, outputs: MicroTurnOutput) -> np.ndarray:
-    """Trunk tokens of each micro-turn, int [...]."""
-    tokens = inputs.has_audio * spec.audio_tokens + inputs.num_patches + inputs.num_text + outputs.num_tokens
-    return tokens * inputs.active
+class GroupSource:
+    """Makes the group of any number; picklable, opened at the first use in each process."""
 
-
-def cut_to_budget(spec: StreamSpec, inputs: MicroTurnInput, outputs: MicroTurnOutput, most: int) -> None:
-    """Empties the micro-turns [N, ...] from the first one on with which the row would hold more than `most` tokens."""
-    fits = np.cumsum(trunk_tokens(spec, inputs, outputs)) <= most
-    first = int(np.argmin(fits)) if not fits.all() else len(fits)
-    for part in (inputs, outputs):
-        for field in dataclasses.fields(part):
-            getattr(part, field.name)[first:] = 0
-
-
-class BatchSource:
-    """Makes the batch of any index, or some of its rows; picklable, opened at the first use in each process."""
-
-    def __init__(
-        self,
-        config: DataConfig,
-        spec: StreamSpec,
-        tokenizer_path: str,
-        batch_size: int,
-        split: str,
-        rows: Sequence[int] | None = None,
-    ) -> None:
-        self.config, self.spec, self.batch_size, self.split = config, spec, batch_size, split
-        self.rows = tuple(range(batch_size) if rows is None else rows)
+    def __init__(self, config: DataConfig, spec: StreamSpec, tokenizer_path: str, split: str) -> None:
+        self.config, self.spec, self.split = config, spec, split
         self._tokenizer_path = tokenizer_path
 
     @functools.cached_property
@@ -86,61 +75,136 @@ class BatchSource:
         opened = ("_simulator", "_tokenizer", "_store")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
-    def __call__(self, index: int) -> Batch:
-        """These rows of the batch of this index: leading axes [rows, window_turns]."""
-        shape = (len(self.rows), self.config.window_turns)
-        inputs, outputs = empty_input(self.spec, shape), empty_output(self.spec, shape)
-        for place, row in enumerate(self.rows):
-            one, written = jax.tree.map(lambda x, place=place: x[place], (inputs, outputs))
-            self._fill(one, written, index * self.batch_size + row)
-            cut_to_budget(self.spec, one, written, self.config.window_tokens)
-        return inputs, outputs
+    def __call__(self, number: int) -> Batch:
+        """The conversations [group, window_turns] of this number, packed, no longer than what they hold."""
+        size = self.config.group
+        return packed.pack(self.spec, [self._one(number * size + i) for i in range(size)], self.config.room)
 
-    def _fill(self, inputs: MicroTurnInput, outputs: MicroTurnOutput, index: int) -> None:
+    def _one(self, index: int) -> packed.Conversation:
         rng = np.random.default_rng((self.config.seed, 7, self.split == "train", index))
         if self.config.store_share and rng.random() < self.config.store_share:
-            self._read(inputs, outputs, rng)
-            return
+            return self._read(rng)
         behaviour = self.config.behaviour
         late = rng.random() < behaviour.late_start_share
         start = int(rng.integers(0, behaviour.latest_start)) if late else 0
-        conversation = self._simulator.conversation(index)
-        render_into(conversation, self.spec, self._tokenizer, inputs, outputs, start)
+        return render(self._simulator.conversation(index), self.spec, self._tokenizer, start)
 
-    def _read(self, inputs: MicroTurnInput, outputs: MicroTurnOutput, rng: np.random.Generator) -> None:
+    def _read(self, rng: np.random.Generator) -> packed.Conversation:
         """A random window of a stored conversation."""
-        which = int(rng.integers(len(self._store)))
+        which, most = int(rng.integers(len(self._store))), self.config.window_turns
         turns = self._store.num_turns(which)
-        start = int(rng.integers(0, max(1, turns - len(inputs.active) + 1)))
-        stored = self._store.read(which, start, min(len(inputs.active), turns - start))
-        for target, part in zip((inputs, outputs), stored, strict=True):
-            for field in dataclasses.fields(part):
-                value = getattr(part, field.name)
-                getattr(target, field.name)[: len(value)] = value
+        start = int(rng.integers(0, max(1, turns - most + 1)))
+        return self._store.read(which, start, min(most, turns - start))
 
 
-def make_pipeline(
-    config: DataConfig,
-    spec: StreamSpec,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    split: str,
-    rows: Sequence[int] | None = None,
-    prefetch: int = 2,
-) -> grain.IterDataset:
-    """An endless pipeline of batches; its iterators have `get_state` and `set_state`.
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """An endless sequence of batches.
 
-    Args:
-      config: what to draw. spec: the stream. tokenizer: of the model.
-      batch_size: conversations of a batch.
+    Attributes:
+      config: what to draw. spec: the stream. tokenizer_path: of the model.
+      batch_size: conversations of a batch, a multiple of `config.group`.
       split: "train" or "heldout".
-      rows: those of every batch that this process makes; None: all. A batch doesn't depend on who makes which rows.
-      prefetch: batches made ahead, in one thread.
-
-    Raises:
-      ValueError: the bank or the store cannot be read.
+      groups: those of every batch that this process makes; None: all. A batch doesn't depend on who makes which, but
+        for what is replayed: that is drawn from a process's own.
+      workers: processes that make groups; 0: one thread of this process does.
     """
-    open_bank(config.bank)
-    source = BatchSource(config, spec, str(tokenizer.path), batch_size, split, rows)
-    options = grain.ReadOptions(num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch)
-    return grain.MapDataset.range(_ENDLESS).map(source).to_iter_dataset(options)
+
+    config: DataConfig
+    spec: StreamSpec
+    tokenizer_path: str
+    batch_size: int
+    split: str
+    groups: Sequence[int] | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.config.group:
+            raise ValueError(
+                f"A batch of {self.batch_size} conversations is not made of whole groups: batch_size must be a "
+                f"multiple of {self.config.group}, the config's data.group."
+            )
+        open_bank(self.config.bank)
+        if self.config.store is not None:
+            ConversationStore.open(self.config.store)
+
+    def _mine(self) -> Sequence[int]:
+        return range(self.batch_size // self.config.group) if self.groups is None else self.groups
+
+    @property
+    def fresh(self) -> int:
+        """Groups of a batch that are new, of those that this process makes."""
+        share = self.config.replay if self.split == "train" else 0.0
+        return max(1, round((1 - share) * len(self._mine())))
+
+    def batches(self, first: int = 0) -> Generator[Batch, None, None]:
+        """The batches from number `first` on: this process's groups, [rows, window_turns], with one pack a group."""
+        fresh, count, space = self.fresh, len(self._mine()), self.config.room
+        replayed = count - fresh
+        begin = max(0, first - -(-self.config.replay_pool // fresh)) if replayed else first
+        made = self._made(begin * fresh)
+        pool: collections.deque[Batch] = collections.deque(maxlen=self.config.replay_pool)
+        with contextlib.closing(made):
+            for number in itertools.count(begin):
+                # Copies: what a worker sends lies in shared memory, which is scarce and goes back at once.
+                with _signals_blocked():  # the workers begin in it
+                    new = [jax.tree.map(np.array, group) for group in itertools.islice(made, fresh)]
+                if number >= first:
+                    rng = np.random.default_rng((self.config.seed, 11, number))
+                    old = [pool[int(i)] for i in rng.integers(len(pool), size=replayed)] if pool else new[:1] * replayed
+                    yield packed.batch(new + old, space)
+                if replayed:
+                    pool.extend(new)
+
+    def _made(self, first: int) -> grain.DatasetIterator:
+        """This process's new groups, from the one with place `first` among them on."""
+        mine = self._mine()[: self.fresh]
+        of = self.fresh if self.groups is None else self.batch_size // self.config.group
+        source = GroupSource(self.config, self.spec, self.tokenizer_path, self.split)
+        numbers = _Numbers(tuple(mine), of)
+        data = grain.MapDataset.range(first, _ENDLESS).map(numbers).map(source)
+        if not self.workers:
+            return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+        if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its workers
+            flags.FLAGS.mark_as_parsed()
+        one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=4)
+        return iter(data.to_iter_dataset(one).mp_prefetch(options, _end_with_parent))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+    """The number of the group at each place of a process's own: `mine` of each batch of `of`."""
+
+    mine: tuple[int, ...]
+    of: int
+
+    def __call__(self, place: int) -> int:
+        batch, i = divmod(place, len(self.mine))
+        return batch * self.of + self.mine[i]
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Threads and processes that begin in it never see Ctrl-C or SIGTERM.
+
+    A terminal or a service manager sends them to all of a run's processes; the trainer says what becomes of workers.
+    """
+    resource_tracker.ensure_running()  # it unblocks both where it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """In a worker: it ends with its trainer, however that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -80,27 +80,52 @@ def beeper(director: Director) -> None:
     director.now = stop + float(director.rng.uniform(1.0, every + 1.5))
 
 
-def barge_in(director: Director) -> None:
-    """The user speaks while the model does: "stop" silences it, "yeah" doesn't."""
+def _count_aloud(director: Director) -> tuple[float, float]:
+    """The user asks for a long count: when the model begins it, and when it is over if nobody interrupts."""
     clips = [
         clip for clip in director.speaker.family("count_to") if number_words.from_words(clip.text.split()[-1]) >= 8
     ]
     clips = clips or director.speaker.family("count_down") or director.speaker.family("count_to")
     clip = clips[int(director.rng.integers(len(clips)))]
     end = _ask(director, clip)
-    start, over = director.heard_at(end), director.answer(" ".join(_counting(clip)), end)
+    return director.heard_at(end), director.answer(" ".join(_counting(clip)), end)
+
+
+def _acknowledge(director: Director, at: float) -> float:
+    """The user says "yeah" at this time; the end of it."""
     backchannels = director.speaker.family("backchannel")
+    return director.user(backchannels[int(director.rng.integers(len(backchannels)))], at)
+
+
+def _cut_off(director: Director, at: float, over: float) -> None:
+    """The user says "stop" at this time, while the model would speak until `over`."""
+    stop = director.user(_pick(director, "stop"), at)
+    director.interrupt(director.heard_at(stop))
+    answer = next(expected for expected in reversed(director.expectations) if expected["kind"] == "answer")
+    answer["interrupted"] = stop
+    director.expect("stop", after=stop, until=max(over, stop + 1.5))
+    director.now = stop + 0.6
+
+
+def barge_in(director: Director) -> None:
+    """The user speaks while the model does: "stop" silences it, "yeah" doesn't."""
+    start, over = _count_aloud(director)
     at = float(director.rng.uniform(start + 0.7, max(start + 0.8, over - 1.5)))
-    if backchannels and director.rng.random() < 0.25:
-        director.user(backchannels[int(director.rng.integers(len(backchannels)))], at)
+    if director.speaker.family("backchannel") and director.rng.random() < director.config.behaviour.backchannel_share:
+        _acknowledge(director, at)
         director.expect("goes on", **{"from": at, "to": over})
         director.now = over
         return
-    stop = director.user(_pick(director, "stop"), at)
-    director.interrupt(director.heard_at(stop))
-    director.expectations[-1]["interrupted"] = stop
-    director.expect("stop", after=stop, until=max(over, stop + 1.5))
-    director.now = stop + 0.6
+    _cut_off(director, at, over)
+
+
+def undeterred(director: Director) -> None:
+    """The user speaks twice while the model does: it goes on after "yeah" and is silent after "stop"."""
+    start, over = _count_aloud(director)
+    at = start + float(director.rng.uniform(0.8, 1.4))
+    stop = _acknowledge(director, at) + float(director.rng.uniform(1.2, 1.8))
+    director.expect("goes on", **{"from": at, "to": min(stop, over)})
+    _cut_off(director, stop, over)
 
 
 def count(director: Director) -> None:
@@ -153,7 +178,8 @@ def delegate(director: Director) -> None:
 def quiet(director: Director) -> None:
     """Nothing that asks for an answer: silence, fillers, backchannels."""
     start = director.now
-    for _ in range(int(director.rng.integers(0, 3))):
+    fewest, most = director.config.behaviour.quiet_sounds
+    for _ in range(int(director.rng.integers(fewest, most + 1))):
         sounds = director.speaker.family("filler") + director.speaker.family("backchannel")
         if sounds:
             director.now = director.user(sounds[int(director.rng.integers(len(sounds)))], director.now)
@@ -162,16 +188,28 @@ def quiet(director: Director) -> None:
     director.expect("silent", reason="quiet", **{"from": start, "to": director.now})
 
 
+def talk(director: Director) -> None:
+    """People talk, but not to the model: silence."""
+    start = director.now
+    for _ in range(int(director.rng.integers(1, 4))):
+        director.talk()
+        director.now += float(director.rng.uniform(0.1, 1.5))
+    director.now += 0.6
+    director.expect("silent", reason="talk", **{"from": start, "to": director.now})
+
+
 SCENARIOS: dict[str, Callable[[Director], None]] = {
     "command": command,
     "greeting": greeting,
     "timer": timer,
     "beeper": beeper,
     "barge_in": barge_in,
+    "undeterred": undeterred,
     "count": count,
     "watch": watch,
     "delegate": delegate,
     "quiet": quiet,
+    "talk": talk,
 }
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "command": (("repeat", "count_to", "count_down"),),
@@ -179,10 +217,12 @@ NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "timer": (("timer",),),
     "beeper": (("beeper",),),
     "barge_in": (("count_to", "count_down"), ("stop",)),
+    "undeterred": (("count_to", "count_down"), ("backchannel",), ("stop",)),
     "count": (("repetitions",),),
     "watch": (),
     "delegate": (("delegate",),),
     "quiet": (),
+    "talk": (),
 }
 """What a user must be able to say for a scenario: a clip of one family of each group."""
 FILMED = frozenset({"count", "watch"})

@@ -37,7 +37,8 @@ class Simulator:
             raise ValueError(f"Unknown split {split!r}; known: {', '.join(_SPLITS)}.")
         self.config, self.spec, self.split = config, spec, split
         self.cast = Cast(config, bank, split)
-        names, shares = zip(*config.shares.items(), strict=True)
+        able = [(name, share) for name, share in config.shares.items() if name != "talk" or self.cast.talkers]
+        names, shares = zip(*able, strict=True)
         self._names, self._shares = names, np.array(shares) / sum(shares)
 
     def conversation(self, index: int, scenario: str | None = None) -> Conversation:
@@ -49,6 +50,8 @@ class Simulator:
         """
         if scenario is not None and scenario not in scenarios.SCENARIOS:
             raise ValueError(f"Unknown scenario {scenario!r}; known: {', '.join(scenarios.SCENARIOS)}.")
+        if scenario == "talk" and not self.cast.talkers:
+            raise ValueError(f"The speech bank {self.cast.bank.path} has no {self.split} voice that just talks.")
         rng = np.random.default_rng((self.config.seed, _SPLITS[self.split], index))
         name = scenario or str(rng.choice(self._names, p=self._shares))
         speaker = self.cast.speaker(rng, scenarios.NEEDS[name])

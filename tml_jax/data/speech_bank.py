@@ -1,8 +1,9 @@
 """The speech bank: what every voice says, when each word is said, and the sound of it.
 
 A bank is a folder with one Ogg Opus file per voice (16 kHz mono, a voice's clips one after another with short
-gaps) and `bank.json`, which says where each clip lies. Opus keeps sample offsets: its delay is written in the
-file and taken off again by the decoder. Reading and writing need numpy and soundfile only.
+gaps) and `bank.json`, which says where each clip lies. A voice's talk lies in a second file, so that adding talk
+leaves the bytes of its other clips as they are. Opus keeps sample offsets: its delay is written in the file and
+taken off again by the decoder. Reading and writing need numpy and soundfile only.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ SAMPLE_RATE = 16_000
 GAP_SAMPLES = SAMPLE_RATE // 20
 INDEX_NAME = "bank.json"
 _VERSION = 1
-# libsndfile maps 0..1 to 256..6 kbit/s; this is about 22 kbit/s of speech.
-_COMPRESSION = 0.92
+# libsndfile maps 0..1 to 256..6 kbit/s. At 16 kbit/s a band of speech is off by 0.6 dB on average, at 26 by 0.3.
+_COMPRESSION = 0.96
 _BLOCK_SAMPLES = SAMPLE_RATE
 
-ClipKind = Literal["command", "word", "filler", "assistant"]
+ClipKind = Literal["command", "word", "filler", "assistant", "talk"]
 Split = Literal["train", "heldout"]
 
 
@@ -40,7 +41,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice of the bank: its engine, its side of the held-out split, its licence and its file."""
+    """A voice of the bank: its engine, its side of the held-out split, its licence and the file of its clips."""
 
     name: str
     engine: str
@@ -48,12 +49,17 @@ class Voice:
     licence: str
     file: str
 
+    @property
+    def talk_file(self) -> str:
+        """The file of its clips of kind `talk`."""
+        return f"{self.file.removesuffix('.opus')}-talk.opus"
+
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
     """One utterance: `num_samples` samples of `file` from `start_sample`, at `SAMPLE_RATE`.
 
-    `text` is lower case without punctuation; `words` are its words in order.
+    `text` is lower case without punctuation; `words` are its words in order, or none where talk has no times.
     """
 
     id: str
@@ -174,7 +180,10 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Voice], list[Clip]]:
     for name, entry in index["voices"].items():
         voice = Voice(name, entry["engine"], entry["split"], entry["licence"], entry["file"])
         voices.append(voice)
-        for clip_id, text, kind, start, length, words in entry["clips"]:
+        of_file = {voice.file: entry["clips"], voice.talk_file: entry.get("talk", [])}
+        for file, (clip_id, text, kind, start, length, words) in (
+            (file, clip) for file, listed in of_file.items() for clip in listed
+        ):
             clips.append(
                 Clip(
                     id=f"{name}/{clip_id}",
@@ -184,7 +193,7 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Voice], list[Clip]]:
                     kind=kind,
                     split=voice.split,
                     words=tuple(Word(*word) for word in words),
-                    file=voice.file,
+                    file=file,
                     start_sample=start,
                     num_samples=length,
                 )
@@ -193,11 +202,24 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Voice], list[Clip]]:
 
 
 def write_voice(path: pathlib.Path, voice: Voice, clips: Sequence[NewClip]) -> dict[str, Any]:
-    """Encodes a voice's clips into its file under the folder `path`; returns the voice's index entry.
+    """Encodes a voice's clips into its files under the folder `path`; returns the voice's index entry.
 
-    The file is replaced in one step, so a reader never sees half of it.
+    A file is replaced in one step, so a reader never sees half of it; one without clips isn't written.
     """
     path.mkdir(parents=True, exist_ok=True)
+    entry = {"engine": voice.engine, "split": voice.split, "licence": voice.licence, "file": voice.file}
+    talk = [clip for clip in clips if clip.kind == "talk"]
+    others = [clip for clip in clips if clip.kind != "talk"]
+    return entry | {
+        "clips": _write_clips(path / voice.file, others),
+        "talk": _write_clips(path / voice.talk_file, talk),
+    }
+
+
+def _write_clips(path: pathlib.Path, clips: Sequence[NewClip]) -> list[list[Any]]:
+    """One Opus file of the clips; returns their entries in the index."""
+    if not clips:
+        return []
     entries, pieces, start = [], [], 0
     gap = np.zeros(GAP_SAMPLES, np.float32)
     for clip in clips:
@@ -205,16 +227,15 @@ def write_voice(path: pathlib.Path, voice: Voice, clips: Sequence[NewClip]) -> d
         entries.append([clip.id, clip.text, clip.kind, start, len(clip.audio), words])
         pieces += [clip.audio, gap]
         start += len(clip.audio) + GAP_SAMPLES
-    sound = np.concatenate(pieces) if pieces else gap
-    unfinished = path / f".{voice.file}.part"
+    sound = np.concatenate(pieces)
+    unfinished = path.with_name(f".{path.name}.part")
     with soundfile.SoundFile(
         unfinished, "w", SAMPLE_RATE, 1, format="OGG", subtype="OPUS", compression_level=_COMPRESSION
     ) as file:
         for block in range(0, len(sound), _BLOCK_SAMPLES):  # libsndfile overflows its stack on one large write
             file.write(sound[block : block + _BLOCK_SAMPLES])
-    unfinished.replace(path / voice.file)
-    entry = dataclasses.asdict(voice)
-    return {key: entry[key] for key in ("engine", "split", "licence", "file")} | {"clips": entries}
+    unfinished.replace(path)
+    return entries
 
 
 def write_index(path: pathlib.Path, entries: dict[str, dict[str, Any]]) -> None:
@@ -246,15 +267,16 @@ def export(path: pathlib.Path, out: pathlib.Path, max_bytes: int) -> list[Voice]
 
     chosen: list[Voice] = []
     left = max_bytes - _README_BYTES
+    files = {name: {clip.file for clip in bank.select(voice=name)} for name in bank.voices}
     for voice in sorted(bank.voices.values(), key=rank):
-        size = (path / voice.file).stat().st_size + _README_BYTES_PER_VOICE
+        size = sum((path / file).stat().st_size for file in files[voice.name]) + _README_BYTES_PER_VOICE
         size += _INDEX_BYTES_PER_CLIP * len(bank.select(voice=voice.name))
         if size <= left:
             chosen.append(voice)
             left -= size
     out.mkdir(parents=True, exist_ok=True)
-    for voice in chosen:
-        shutil.copyfile(path / voice.file, out / voice.file)
+    for file in set().union(*(files[voice.name] for voice in chosen)):
+        shutil.copyfile(path / file, out / file)
     write_index(out, {voice.name: entries[voice.name] for voice in chosen})
     (out / "README.md").write_text(_readme(SpeechBank.load(out)))
     return chosen
@@ -264,15 +286,18 @@ def _readme(bank: SpeechBank) -> str:
     lines = [
         "# Speech bank",
         "",
-        "Synthetic speech, 16 kHz mono Ogg Opus, one file per voice; `bank.json` says what is said where and when.",
+        "Speech, 16 kHz mono Ogg Opus, a file per voice and one for its talk, which isn't meant for the model;",
+        "`bank.json` says what is said where and when. Only `recorded` and `fsdd` voices are people;",
+        "their recordings were cut to the sound, levelled and encoded.",
         "Read it with `tml_jax.data.speech_bank.SpeechBank`; make a larger one with `python -m launch.prepare_data`.",
         "Held-out voices are for evaluation: never train on them. Clips of kind `assistant` are the model's own voice.",
         "",
-        "| voice | split | clips | seconds | licence of the sound |",
-        "|---|---|---|---|---|",
+        "| voice | split | clips | seconds | talk | seconds | licence of the sound |",
+        "|---|---|---|---|---|---|---|",
     ]
     for voice in bank.voices.values():
-        clips = bank.select(voice=voice.name)
-        seconds = sum(clip.duration_s for clip in clips)
-        lines.append(f"| {voice.name} | {voice.split} | {len(clips)} | {seconds:.0f} | {voice.licence} |")
+        talk = bank.select(voice=voice.name, kind="talk")
+        own = [clip for clip in bank.select(voice=voice.name) if clip.kind != "talk"]
+        counts = (f"{len(clips)} | {sum(clip.duration_s for clip in clips):.0f}" for clips in (own, talk))
+        lines.append(f"| {voice.name} | {voice.split} | {' | '.join(counts)} | {voice.licence} |")
     return "\n".join(lines) + "\n"

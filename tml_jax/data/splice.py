@@ -43,12 +43,14 @@ def _is_last(piece: _Piece) -> bool:
 def splice(bank: SpeechBank, clip: Clip, donors: Sequence[Clip], rng: np.random.Generator) -> Clip | Spliced:
     """The request `clip` with numbers from `donors`, clips of the same voice; `clip` itself where it has none.
 
+    Talk gives no numbers: inside a fluent sentence they are said too loosely to stand in a request.
+
     A number at the end of a sentence sounds otherwise than one inside it: each comes from a like place. "repeat"
     gets as many numbers as it likes, up to `MOST_REPEATED`; other sentences keep their form.
     """
     slots = _numbers(clip)
     low, high = next((r for start, r in RANGES.items() if clip.text.startswith(start)), (0, -1))
-    pool = [(donor, i) for donor in donors for i in _numbers(donor)]
+    pool = [(donor, i) for donor in donors if donor.kind != "talk" for i in _numbers(donor)]
     pool = [(donor, i) for donor, i in pool if low <= number_words.from_words(donor.words[i].text) <= high]
 
     def draw(last: bool) -> _Piece:

@@ -1,7 +1,8 @@
 """Recorded or prepared conversations on disk, read by window: TensorStore arrays (zarr3) and one JSON index.
 
-All conversations lie one after another along the first axis of each array; the index says where each begins. A
-window of a few hundred micro-turns touches only the chunks that hold it.
+All conversations lie one after another along the first axis of each array, packed (`streams.packed`): the arrays of
+patches and of mel have an axis of their own, and the index says where in each a conversation begins. A window of a few
+hundred micro-turns touches only the chunks that hold it.
 """
 
 import json
@@ -12,18 +13,18 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec, empty_input, empty_output
+from tml_jax.streams import packed
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec
 
 INDEX = "index.json"
-_VERSION = 1
-_CHUNK_TURNS = 128
-# On disk a value takes no more room than it needs; it is read back in the dtype of the stream's own arrays.
-_DISK_DTYPES = {"audio": "uint8", "patches": "float16", "mel": "float16"}
+_VERSION = 2
+_CHUNK_TURNS, _CHUNK_PACKED = 128, 32
+_PACKED = ("i_patches", "o_mel")
 
 
 def _parts(spec: StreamSpec) -> dict[str, tuple[int, str, np.ndarray]]:
-    """Array name -> (0 for inputs or 1 for outputs, field, an empty one of one micro-turn)."""
-    both = (empty_input(spec, (1,)), empty_output(spec, (1,)))
+    """Array name -> (0 for inputs or 1 for outputs, field, an empty one of one row)."""
+    both = packed.empty(spec, (1,), (), 1, 1)
     return {f"{'io'[i]}_{name}": (i, name, value) for i, part in enumerate(both) for name, value in vars(part).items()}
 
 
@@ -32,9 +33,7 @@ class ConversationStore:
 
     def __init__(self, path: pathlib.Path, spec: StreamSpec, index: dict[str, Any], *, create: bool) -> None:
         self.path, self.spec, self._index = path, spec, index
-        self._arrays = {
-            name: self._open(name, field, value, create) for name, (_, field, value) in _parts(spec).items()
-        }
+        self._arrays = {name: self._open(name, value, create) for name, (_, _, value) in _parts(spec).items()}
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], spec: StreamSpec) -> "ConversationStore":
@@ -69,16 +68,15 @@ class ConversationStore:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"The conversation store at {path} cannot be read ({error}).") from error
 
-    def _open(self, name: str, field: str, value: np.ndarray, create: bool) -> Any:
-        dtype = _DISK_DTYPES.get(field, str(value.dtype))
-        chunk = [_CHUNK_TURNS, *value.shape[1:]]
+    def _open(self, name: str, value: np.ndarray, create: bool) -> Any:
+        chunk = [_CHUNK_PACKED if name in _PACKED else _CHUNK_TURNS, *value.shape[1:]]
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str((self.path / name).absolute())}}
         if not create:
             return ts.open(spec, open=True).result()
         metadata = {
             "shape": [0, *value.shape[1:]],
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "data_type": dtype,
+            "data_type": str(value.dtype),
             "codecs": [{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 3}}],
         }
         return ts.open(spec | {"metadata": metadata}, create=True).result()
@@ -89,7 +87,7 @@ class ConversationStore:
 
     def num_turns(self, conversation: int) -> int:
         """Micro-turns of a conversation."""
-        return self._entry(conversation)["turns"]
+        return self._entry(conversation)["sizes"]["turns"]
 
     def metadata(self, conversation: int) -> dict[str, Any]:
         """What was stored with a conversation."""
@@ -100,23 +98,26 @@ class ConversationStore:
             raise ValueError(f"Conversation {conversation} is not in {self.path}, which holds {len(self)}.")
         return self._index["conversations"][conversation]
 
-    def append(self, inputs: MicroTurnInput, outputs: MicroTurnOutput, metadata: dict[str, Any] | None = None) -> int:
-        """Adds a conversation [N, ...]; it counts only once all of it is on disk.
+    def append(self, conversation: packed.Conversation, metadata: dict[str, Any] | None = None) -> int:
+        """Adds a packed conversation [N]; it counts only once all of it is on disk.
 
         Returns:
           Its number.
         """
-        start = sum(entry["turns"] for entry in self._index["conversations"])
-        turns = len(inputs.active)
+        last = self._index["conversations"][-1] if len(self) else None
+        starts = {name: last["starts"][name] + last["sizes"][name] if last else 0 for name in ("turns", *_PACKED)}
+        sizes = {"turns": len(conversation[0].active)}
         writes = []
         for name, (which, field, _) in _parts(self.spec).items():
-            value = np.asarray(getattr((inputs, outputs)[which], field))
-            array = self._arrays[name].resize(exclusive_max=[start + turns, *value.shape[1:]]).result()
+            value = np.asarray(getattr(conversation[which], field))
+            axis = name if name in _PACKED else "turns"
+            start, sizes[axis] = starts[axis], len(value)
+            array = self._arrays[name].resize(exclusive_max=[start + len(value), *value.shape[1:]]).result()
             self._arrays[name] = array
-            writes.append(array[start : start + turns].write(value.astype(array.dtype.numpy_dtype)))
+            writes.append(array[start : start + len(value)].write(value.astype(array.dtype.numpy_dtype)))
         for write in writes:
             write.result()
-        self._index["conversations"].append({"start": start, "turns": turns, "metadata": metadata or {}})
+        self._index["conversations"].append({"starts": starts, "sizes": sizes, "metadata": metadata or {}})
         self._write_index()
         return len(self) - 1
 
@@ -125,28 +126,37 @@ class ConversationStore:
         new.write_text(json.dumps(self._index))
         new.replace(self.path / INDEX)
 
-    def read(
-        self, conversation: int, start_turn: int = 0, num_turns: int | None = None
-    ) -> tuple[MicroTurnInput, MicroTurnOutput]:
-        """A window of a conversation, [num_turns, ...].
+    def read(self, conversation: int, start_turn: int = 0, num_turns: int | None = None) -> packed.Conversation:
+        """A window of a conversation, [num_turns].
 
         Raises:
           ValueError: the window is not inside the conversation, or the store is damaged.
         """
-        entry = self._entry(conversation)
-        num_turns = entry["turns"] - start_turn if num_turns is None else num_turns
-        if start_turn < 0 or num_turns < 1 or start_turn + num_turns > entry["turns"]:
+        turns = self.num_turns(conversation)
+        stop = turns if num_turns is None else start_turn + num_turns
+        if not 0 <= start_turn < stop <= turns:
             raise ValueError(
-                f"Micro-turns {start_turn} to {start_turn + num_turns} are not inside conversation {conversation} of "
-                f"{self.path}, which has {entry['turns']}."
+                f"Micro-turns {start_turn} to {stop} are not inside conversation {conversation} of {self.path}, which "
+                f"has {turns}."
             )
-        begin = entry["start"] + start_turn
-        parts = _parts(self.spec)
-        reads = {name: self._arrays[name][begin : begin + num_turns].read() for name in parts}
+        starts = self._entry(conversation)["starts"]
+        upto = slice(starts["turns"], starts["turns"] + stop)
+        counts = self._read(dict.fromkeys(("i_num_patches", "o_num_tokens", "o_speaking"), upto))
+        per_turn = (counts["i_num_patches"], counts["o_num_tokens"] * counts["o_speaking"])
+        where = {}
+        for axis, count in zip(_PACKED, per_turn, strict=True):
+            first = starts[axis] + int(np.sum(count[:start_turn]))
+            where[axis] = slice(first, first + int(np.sum(count[start_turn:])))
+        own = slice(starts["turns"] + start_turn, starts["turns"] + stop)
+        values = self._read({name: where.get(name, own) for name in self._arrays})
         fields: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for name, (which, field, _) in _parts(self.spec).items():
+            fields[which][field] = values[name]
+        return MicroTurnInput(**fields[0]), MicroTurnOutput(**fields[1])
+
+    def _read(self, slices: dict[str, slice]) -> dict[str, np.ndarray]:
+        reads = {name: self._arrays[name][part].read() for name, part in slices.items()}
         try:
-            for name, (which, field, value) in parts.items():
-                fields[which][field] = np.asarray(reads[name].result()).astype(value.dtype)
+            return {name: np.asarray(read.result()) for name, read in reads.items()}
         except ValueError as error:
             raise ValueError(f"The conversation store at {self.path} cannot be read ({error}).") from error
-        return MicroTurnInput(**fields[0]), MicroTurnOutput(**fields[1])

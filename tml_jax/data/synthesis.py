@@ -7,9 +7,10 @@ read at any time. The assistant's voice and the held-out ones come first.
 
 import dataclasses
 import json
+import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
-from tml_jax.data import phrases, speech_bank, speech_engines
+from tml_jax.data import phrases, recordings, speech_bank, speech_engines, talk
 from tml_jax.data.speech_bank import SAMPLE_RATE, NewClip, Voice, Word
 from tml_jax.data.speech_engines import Engine, VoiceSpec, Waveform, optional_import
+from tml_jax.streams.sound import read_sound
 
 LEVEL_DBFS = -23.0
 _PEAK = 0.9
@@ -33,6 +35,8 @@ _ALIGN_HISS = 1e-3
 # Outside these bounds the engine has stumbled (dropped a word, or babbled), or the alignment has.
 _SECONDS_PER_WORD = (0.015, 1.6)
 _ROUND_CLIPS = 12
+# A longer recording fills half of a conversation.
+_LONGEST_TALK_S = 12.0
 _FSDD_LICENCE = "CC BY-SA 4.0 (Free Spoken Digit Dataset)"
 
 Aligner = Callable[[Waveform, Sequence[str]], list[Word] | None]
@@ -176,40 +180,75 @@ class BankBuilder:
         index = self.out / speech_bank.INDEX_NAME
         return json.loads(index.read_text())["voices"] if index.exists() else {}
 
-    def plan(self, spec: VoiceSpec) -> list[phrases.Utterance]:
-        """What the voice is to say."""
+    def plan(self, spec: VoiceSpec) -> dict[str, phrases.Utterance]:
+        """What the voice is to say, by clip id: its commands, then its talk."""
+        seed = self.seed + zlib.crc32(spec.name.encode())
         if spec.name == speech_engines.ASSISTANT_VOICE:
-            return phrases.assistant_phrases()
-        return phrases.user_phrases(self.seed + zlib.crc32(spec.name.encode()), spec.num_clips)
+            own = phrases.assistant_phrases()
+        else:
+            own = phrases.user_phrases(seed, spec.num_clips)
+        spoken = {f"{i:03d}": utterance for i, utterance in enumerate(own)}
+        others = talk.talk_phrases(seed, spec.num_talk, spec.split)
+        return spoken | {f"t{i:03d}": utterance for i, utterance in enumerate(others)}
 
-    def rounds(self, specs: Sequence[VoiceSpec]) -> Iterator[tuple[VoiceSpec, range]]:
+    def rounds(self, specs: Sequence[VoiceSpec]) -> Iterator[tuple[VoiceSpec, dict[str, phrases.Utterance]]]:
         """The order of work: whole plans of the quick engines and the assistant, then the rest in turns.
 
-        In each turn the held-out voices come first.
+        In each turn the held-out voices come first, and each voice says a part of its talk.
         """
         whole = [s for s in specs if s.engine != "kokoro" or s.name == speech_engines.ASSISTANT_VOICE]
         for spec in whole:
-            yield spec, range(len(self.plan(spec)))
+            yield spec, self.plan(spec)
         rest = sorted((s for s in specs if s not in whole), key=lambda s: s.split != "heldout")
-        for start in range(0, max((s.num_clips for s in rest), default=0), _ROUND_CLIPS):
+        turns = max((math.ceil(spec.num_clips / _ROUND_CLIPS) for spec in rest), default=0)
+        for turn in range(turns):
             for spec in rest:
-                yield spec, range(start, min(start + _ROUND_CLIPS, spec.num_clips))
+                commands = range(turn * _ROUND_CLIPS, min((turn + 1) * _ROUND_CLIPS, spec.num_clips))
+                others = range(turn * spec.num_talk // turns, (turn + 1) * spec.num_talk // turns)
+                plan = self.plan(spec)
+                ids = [*(f"{i:03d}" for i in commands), *(f"t{i:03d}" for i in others)]
+                yield spec, {clip_id: plan[clip_id] for clip_id in ids}
 
-    def say(self, spec: VoiceSpec, engine: Engine, numbers: range) -> None:
-        """Synthesises those utterances of the voice's plan that aren't there yet, then packs the voice."""
-        staging, plan, new = Staging(self.out, spec.name), self.plan(spec), 0
+    def say(self, spec: VoiceSpec, engine: Engine, utterances: Mapping[str, phrases.Utterance]) -> None:
+        """Synthesises those utterances, by clip id, that aren't there yet, then packs the voice."""
+        staging, new = Staging(self.out, spec.name), 0
         if staging.seconds() >= 60 * self.minutes_per_voice:
             return
-        for number in numbers:
-            clip_id, utterance = f"{number:03d}", plan[number]
+        for clip_id, utterance in utterances.items():
             if staging.holds(clip_id, utterance):
                 continue
-            audio = trim_and_level(to_bank_rate(*engine(spec.name.split("/")[1], utterance)))
-            words = self._align(audio, utterance.text.split()) if len(audio) else None
-            staging.put(clip_id, utterance, audio, words)
+            self._stage(staging, clip_id, utterance, to_bank_rate(*engine(spec.name.split("/")[1], utterance)))
             new += 1
         if new or spec.name not in self._entries():
             self._pack(Voice(spec.name, spec.engine, spec.split, spec.licence, _file_name(spec.name)), staging)
+
+    def _stage(self, staging: Staging, clip_id: str, utterance: phrases.Utterance, samples: Waveform) -> None:
+        """Trims, levels and aligns a clip; talk may do without its words' times, because nobody answers it."""
+        audio = trim_and_level(samples)
+        words = self._align(audio, utterance.text.split()) if len(audio) else None
+        if words is None and utterance.kind == "talk" and len(audio):
+            words = []
+        staging.put(clip_id, utterance, audio, words)
+
+    def add_recordings(self, folder: pathlib.Path) -> None:
+        """Adds the talk of a recorded person (see `recordings`) as a training voice, less what is for tests only.
+
+        Raises:
+          FileNotFoundError: the folder holds no recordings with transcripts.
+          ValueError: a recording can't be decoded.
+        """
+        licence, found = recordings.read_folder(folder)
+        name = f"recorded/{folder.name}"
+        staging = Staging(self.out, name)
+        for recording in found:
+            clip_id = recording.name.replace("/", "-")
+            utterance = phrases.Utterance(recording.text, recording.transcript, "talk")
+            if recording.test_only or not recordings.is_talk(recording.text) or staging.holds(clip_id, utterance):
+                continue
+            samples = read_sound(recording.path, SAMPLE_RATE)
+            if len(samples) <= _LONGEST_TALK_S * SAMPLE_RATE:
+                self._stage(staging, clip_id, utterance, samples)
+        self._pack(Voice(name, "recorded", "train", licence, _file_name(name)), staging)
 
     def add_digit_recordings(self, folder: pathlib.Path) -> None:
         """Adds recorded digits, `folder/SPEAKER/DIGIT_TAKE.flac` (the Free Spoken Digit Dataset), as training voices.
@@ -229,8 +268,7 @@ class BankBuilder:
                 if staging.holds(path.stem, utterance):
                     continue
                 samples, rate = soundfile.read(path, dtype="float32")
-                audio = trim_and_level(to_bank_rate(samples, rate))
-                staging.put(path.stem, utterance, audio, self._align(audio, [digit]) if len(audio) else None)
+                self._stage(staging, path.stem, utterance, to_bank_rate(samples, rate))
             self._pack(Voice(name, "fsdd", "train", _FSDD_LICENCE, _file_name(name)), staging)
 
     def _pack(self, voice: Voice, staging: Staging) -> None:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tml_jax.streams import dmel, frames, speech
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec, empty_input, empty_output
+from tml_jax.streams import dmel, frames, packed, speech
+from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec
 from tml_jax.streams.text import Tokenizer
 
 FILLERS = frozenset({"um", "uh", "er", "hmm", "mm", "mhm", "ah", "erm"})
@@ -155,7 +155,7 @@ def _add(sound: np.ndarray, clip: np.ndarray, start: int) -> None:
 
 def render(
     conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, start_turn: int = 0
-) -> tuple[MicroTurnInput, MicroTurnOutput]:
+) -> packed.Conversation:
     """What the model reads and should write, one row a micro-turn.
 
     Args:
@@ -165,56 +165,39 @@ def render(
       start_turn: index of the first micro-turn in its session (what the clock shows).
 
     Returns:
-      Inputs and target outputs [N, ...] with N = ``conversation.num_turns(spec)``.
+      Inputs and target outputs, packed, [N, ...] with N = ``conversation.num_turns(spec)``.
     """
     num_turns = conversation.num_turns(spec)
-    inputs, outputs = empty_input(spec, (num_turns,)), empty_output(spec, (num_turns,))
-    render_into(conversation, spec, tokenizer, inputs, outputs, start_turn)
-    return inputs, outputs
-
-
-def render_into(
-    conversation: Conversation,
-    spec: StreamSpec,
-    tokenizer: Tokenizer,
-    inputs: MicroTurnInput,
-    outputs: MicroTurnOutput,
-    start_turn: int = 0,
-) -> int:
-    """Like `render`, into zeroed arrays [N, ...] of any N: what is longer is cut, the rest stays inactive.
-
-    Returns:
-      The number of micro-turns written.
-    """
-    num_turns = min(conversation.num_turns(spec), len(inputs.active))
-    inputs.active[:num_turns] = True
-    inputs.turn[:num_turns] = start_turn + np.arange(num_turns)
+    inputs, outputs = packed.empty(spec, (num_turns,), (), 0, 0)
+    inputs.active[:] = True
+    inputs.turn[:] = start_turn + np.arange(num_turns)
     if conversation.has_audio:
-        levels = dmel.dmel(user_sound(conversation, spec)[: num_turns * spec.samples], spec)
-        inputs.audio[:num_turns] = levels.reshape(num_turns, spec.dmel_frames, spec.dmel_bins)
-        inputs.has_audio[:num_turns] = True
-    _write_frames(conversation, spec, inputs, num_turns)
+        levels = dmel.dmel(user_sound(conversation, spec), spec)
+        inputs.audio[:] = levels.reshape(num_turns, spec.dmel_frames, spec.dmel_bins)
+        inputs.has_audio[:] = True
+    patches = _write_frames(conversation, spec, inputs, num_turns)
     _write_text(conversation, spec, tokenizer, inputs, num_turns)
-    _write_outputs(conversation, spec, tokenizer, outputs, num_turns)
+    mel = _write_outputs(conversation, spec, tokenizer, outputs, num_turns)
     _write_heard(conversation, spec, tokenizer, outputs, num_turns)
-    return num_turns
+    return dataclasses.replace(inputs, patches=patches), dataclasses.replace(outputs, mel=mel)
 
 
 def _turn_of(time_s: float, spec: StreamSpec) -> int:
     return math.floor(time_s / spec.micro_turn_s + _EPS)
 
 
-def _write_frames(conversation: Conversation, spec: StreamSpec, inputs: MicroTurnInput, num_turns: int) -> None:
+def _write_frames(conversation: Conversation, spec: StreamSpec, inputs: MicroTurnInput, num_turns: int) -> np.ndarray:
+    """The patches, packed."""
+    found: dict[int, np.ndarray] = {}
     for event in conversation.of(Frames):
         stream = frames.FrameStream(spec)
         arrived: dict[int, list[np.ndarray]] = {}
         for i, frame in enumerate(event.frames):
             arrived.setdefault(_turn_of(event.start_s + i / event.fps, spec), []).append(frame)
-        for turn in sorted(arrived):
-            patches = stream.push(arrived[turn])
-            if 0 <= turn < num_turns:
-                inputs.patches[turn, : len(patches)] = patches
-                inputs.num_patches[turn] = len(patches)
+        found |= {turn: stream.push(seen) for turn, seen in arrived.items() if 0 <= turn < num_turns}
+    for turn, patches in found.items():
+        inputs.num_patches[turn] = len(patches)
+    return np.concatenate([inputs.patches, *(found[turn].astype(packed.DTYPE) for turn in sorted(found))])
 
 
 def _write_text(
@@ -265,22 +248,25 @@ def schedule(starts: list[int], num_slots: int) -> list[int]:
 
 def _write_outputs(
     conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
-) -> None:
+) -> np.ndarray:
+    """Tokens, and the mel patches of what is spoken, packed."""
+    mel = [outputs.mel]
     control = tokenizer.control
     outputs.tokens[:num_turns, 0] = control.listen
     outputs.num_tokens[:num_turns] = 1
     for event in conversation.of(AssistantSpeech):
-        _write_speech(event, spec, tokenizer, outputs, num_turns)
+        mel.append(_write_speech(event, spec, tokenizer, outputs, num_turns))
     for event in conversation.of(Delegate):
         turn = _turn_of(event.time_s, spec)
         if turn < num_turns:
             assert not outputs.speaking[turn], "a delegation falls into a micro-turn in which the model speaks"
             outputs.tokens[turn, 0] = control.delegate
+    return np.concatenate(mel)
 
 
 def _write_speech(
     event: AssistantSpeech, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
-) -> None:
+) -> np.ndarray:
     start = round(event.start_s * spec.sample_rate) - spec.samples  # written one micro-turn before it is heard
     first, offset = divmod(start, spec.samples)
     last = min(num_turns, math.ceil((start + len(event.audio)) / spec.samples))
@@ -290,11 +276,10 @@ def _write_speech(
             f"{spec.micro_turn_s} s."
         )
     if last <= first:
-        return
+        return outputs.mel[:0]
     assert not outputs.speaking[first:last].any(), "two utterances of the assistant overlap"
     sound = np.zeros((last - first) * spec.samples, np.float32)
     _add(sound, event.audio, offset)
-    outputs.mel[first:last] = speech.mel(sound, spec).reshape(outputs.mel[first:last].shape)
     outputs.speaking[first:last] = True
     outputs.num_tokens[first:last] = spec.max_output
     slot_samples = spec.samples // spec.max_output
@@ -307,6 +292,8 @@ def _write_speech(
     slots = schedule(starts, len(flat))
     flat[slots] = tokens[: len(slots)]
     outputs.tokens[first:last] = flat.reshape(last - first, spec.max_output)
+    mel = speech.mel(sound, spec).reshape(-1, spec.mel_frames_per_patch, spec.mel_bins)
+    return mel.astype(outputs.mel.dtype)
 
 
 def _write_heard(

@@ -21,6 +21,7 @@ _FAMILIES = {
 _GREETINGS = {"hello": "hello", "good morning": "good morning", "how are you": "fine thanks"}
 _STOPS = ("stop", "please stop", "be quiet", "that is enough")
 _BACKCHANNELS = ("yeah", "okay", "right")
+_OTHER_ENGINE = 0.05  # what the voices of an engine weigh that the config doesn't name
 
 
 def family_of(clip: Clip) -> str:
@@ -62,6 +63,15 @@ class Speaker:
         return all(any(self.family(name) for name in group) for group in needs)
 
 
+def _weights(speakers: list[Speaker], engines: tuple[tuple[str, float], ...]) -> np.ndarray:
+    """How often each speaks: an engine's voices weigh together what the config says, or `_OTHER_ENGINE`."""
+    of_engine = collections.Counter(speaker.clips[0].engine for speaker in speakers)
+    shares = np.array(
+        [dict(engines).get(e, _OTHER_ENGINE) / of_engine[e] for e in (s.clips[0].engine for s in speakers)]
+    )
+    return shares / max(shares.sum(), 1e-12)
+
+
 class Cast:
     """Everybody who may speak in one split's conversations, and the rooms and noises around them.
 
@@ -84,11 +94,11 @@ class Cast:
             raise ValueError(
                 f"The speech bank {bank.path} has no {'assistant' if self.speakers else split + ' voice'}."
             )
-        engines = {voice: clips[0].engine for voice, clips in users.items()}
-        of_engine = collections.Counter(engines.values())
-        shares = np.array([config.engine_share(engines[s.name]) / of_engine[engines[s.name]] for s in self.speakers])
-        self._shares = shares / shares.sum()
+        self._shares = _weights(self.speakers, config.engines)
+        self.talkers = [speaker for speaker in self.speakers if speaker.family("talk")]
+        self._talk_shares = _weights(self.talkers, config.talkers)
         self.rooms = augment.make_rooms(config.acoustics, config.seed)
+        self.microphones = augment.make_microphones(config.acoustics, config.seed)
         self.noises = augment.make_noises(config.seed, self._babble(config.seed))
 
     def _babble(self, seed: int) -> np.ndarray:
@@ -110,6 +120,10 @@ class Cast:
             raise ValueError(f"No voice of the speech bank {self.bank.path} can say all of {needs}.")
         shares = np.where(able, self._shares, 0.0)
         return self.speakers[int(rng.choice(len(self.speakers), p=shares / shares.sum()))]
+
+    def talker(self, rng: np.random.Generator) -> Speaker:
+        """Draws somebody who talks, but not to the model."""
+        return self.talkers[int(rng.choice(len(self.talkers), p=self._talk_shares))]
 
     def split_words(self, text: str) -> list[str]:
         """`text` in the assistant's recorded units, longest first ("good morning" is one)."""
