@@ -77,3 +77,4 @@ def test_errors_are_one_sentence(tmp_path):
         "launch.train: There is no config at 'nowhere.py'; try configs/inkling_tiny.py."
     )
     assert "no speech bank" in message(COMMAND[-1], f"--workdir={tmp_path}", f"--bank={tmp_path}")
+    assert "--steps or --minutes" in message(COMMAND[-1], f"--workdir={tmp_path}", "--steps=3", "--minutes=1")

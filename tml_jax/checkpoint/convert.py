@@ -1,4 +1,7 @@
-"""Between checkpoints in the published layout and saved models, a layer at a time and bit for bit."""
+"""Between checkpoints in the published layout and saved models, a layer at a time and bit for bit.
+
+A saved model can also be saved again with its weights in another dtype, which rounds them.
+"""
 
 import os
 import pathlib
@@ -62,15 +65,30 @@ def to_saved_model(
 
 
 def to_published(source: Path, target: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-    """Saved model -> published layout, in the stored dtypes.
+    """Saved model -> published layout, in the stored dtypes; int8 weights as the float32 that they stand for.
 
     Raises:
       ValueError: the model is damaged, or the target isn't empty.
     """
-    config, files = store.open_model(source)
+    config, weights = store.open_model(source)
     target = _new_directory(target)
-    huggingface.export_params(target, config, files, max_shard_bytes=max_shard_bytes)
+    huggingface.export_params(target, config, weights, max_shard_bytes=max_shard_bytes)
     _copy_tokenizer(source, target)
+
+
+def to_dtype(source: Path, target: Path, dtype: str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
+    """Saved model -> saved model, its weights in another dtype, as `store.write_weights`.
+
+    Raises:
+      ValueError: the source is no saved model or is damaged, or the target isn't empty.
+    """
+    if is_published(source):
+        raise ValueError(f"{source} is in the published layout; convert it to a saved model first.")
+    config, weights = store.open_model(source)
+    target = _new_directory(target)
+    store.write_weights(target, config, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    _copy_tokenizer(source, target)
+    store.write_config(target, config)
 
 
 def _new_directory(path: Path) -> pathlib.Path:

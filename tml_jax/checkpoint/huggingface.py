@@ -312,7 +312,7 @@ def export_params(
     Args:
       directory: made where it isn't there.
       config: the model's sizes.
-      params: nested weights, or weights by dotted path that are read when they are asked for (`TensorFiles`).
+      params: nested weights, or weights by dotted path that are read when they are asked for (`store.open_model`).
       max_shard_bytes: of a file.
     """
     weights = flatten(params) if isinstance(params, dict) else params

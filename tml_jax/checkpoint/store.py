@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from tml_jax import sharding
 from tml_jax.checkpoint.huggingface import flatten, place_params, read_json
+from tml_jax.checkpoint.quantize import SCALE, Int8Weight, quantize, scale_shape, shared_axes
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.interaction import InteractionModel, Params
@@ -98,8 +99,8 @@ class TrainCheckpoints:
         except Exception as error:  # whatever Orbax raises for a damaged file
             raise ValueError(f"Checkpoint {path} cannot be read ({_first_line(error)}).") from error
         if self._config is not None and meta["config"] is not None and meta["config"] != self._config:
-            difference = _difference(meta["config"], self._config)
-            raise ValueError(f"Checkpoint {path} is of another config: {difference}. Choose another workdir.")
+            changed = difference(meta["config"], self._config)
+            raise ValueError(f"Checkpoint {path} is of another config: {changed}. Choose another workdir.")
         self._check(path, step, abstract)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
         try:
@@ -149,12 +150,12 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _difference(old: Any, new: Any, name: str = "config") -> str:
+def difference(old: Any, new: Any, name: str = "config") -> str:
     """The first field in which two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                return _difference(old.get(key), new.get(key), f"{name}.{key}")
+                return difference(old.get(key), new.get(key), f"{name}.{key}")
     return f"{name} was {old!r} and is now {new!r}"
 
 
@@ -174,24 +175,62 @@ def save_model(
       config: the model's sizes.
       params: its weights.
       tokenizer_path: its ``tokenizer.json``, copied.
-      dtype: of the weights on disk (the few that a model always keeps in float32 stay so); None: as they are.
+      dtype: as `write_weights`.
       max_shard_bytes: of a weights file.
     """
     directory = pathlib.Path(directory)
-    weights = flatten(params)
-    if dtype is None:
-        dtypes = {path: np.dtype(x.dtype) for path, x in weights.items()}
-    else:
-        dtypes = {path: np.dtype(x.dtype) for path, x in flatten(InteractionModel(config, dtype).abstract).items()}
-    specs = [TensorSpec(path, tuple(x.shape), dtypes[path]) for path, x in weights.items()]
-
-    def pieces(path: str) -> Iterator[np.ndarray]:
-        yield np.asarray(weights[path]).astype(dtypes[path])
-
-    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
+    write_weights(directory, config, flatten(params), dtype=dtype, max_shard_bytes=max_shard_bytes)
     write_config(directory, config)
     if pathlib.Path(tokenizer_path).absolute() != (directory / TOKENIZER_FILE).absolute():
         shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
+
+
+def write_weights(
+    directory: pathlib.Path,
+    config: InteractionConfig,
+    weights: Mapping[str, Any],
+    *,
+    dtype: Any = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Writes a saved model's weights, a layer at a time.
+
+    Args:
+      directory: made where it isn't there.
+      config: the model's sizes.
+      weights: by dotted path: arrays, or what `open_model` gives.
+      dtype: of the weights on disk (the few that a model always keeps in float32 stay so). "int8": of matrices and
+        tables, with their scales; what is small stays as it is. None: all as they are.
+      max_shard_bytes: of a weights file.
+    """
+    int8 = dtype is not None and np.dtype(dtype) == np.int8
+    model = InteractionModel(config, jnp.float32 if int8 or dtype is None else dtype)
+    kept = weights if int8 or dtype is None else flatten(model.abstract)
+    shared = shared_axes(model) if int8 else {}
+    axes = flatten(model.axes)
+    specs = []
+    for path, x in weights.items():
+        if path in shared:
+            specs.append(TensorSpec(path, x.shape, np.dtype(np.int8)))
+            specs.append(TensorSpec(path + SCALE, scale_shape(x.shape, shared[path]), np.dtype(np.float32)))
+        else:
+            specs.append(TensorSpec(path, x.shape, np.dtype(kept[path].dtype)))
+
+    def layers(path: str) -> Iterator[np.ndarray]:
+        x = weights[path] if isinstance(weights[path], Int8Weight) else np.asarray(weights[path])
+        if axes[path][:1] == ("layers",):
+            return (x[i : i + 1] for i in range(x.shape[0]))
+        return iter((np.asarray(x),))
+
+    def pieces(name: str) -> Iterator[np.ndarray]:
+        if name in shared:
+            return (quantize(x, shared[name])[0] for x in layers(name))
+        if name not in weights:
+            path = name.removesuffix(SCALE)
+            return (quantize(x, shared[path])[1] for x in layers(path))
+        return (x.astype(kept[name].dtype, copy=False) for x in layers(name))
+
+    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
 
 
 def write_config(directory: pathlib.Path, config: InteractionConfig) -> None:
@@ -199,8 +238,10 @@ def write_config(directory: pathlib.Path, config: InteractionConfig) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 
-def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, TensorFiles]:
+def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, dict[str, np.ndarray | Int8Weight]]:
     """A saved model's config and its weights, by dotted path, mapped and not yet read.
+
+    What is stored as int8 reads as float32.
 
     Raises:
       ValueError: the directory holds no model, its files are damaged, or its weights are not of its config.
@@ -213,7 +254,11 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, Te
     except TypeError as error:
         raise ValueError(f"{directory / CONFIG_FILE} is not the config of an interaction model ({error}).") from error
     files = TensorFiles(directory)
-    wanted = {path: x.shape for path, x in flatten(InteractionModel(config).abstract).items()}
+    model = InteractionModel(config)
+    shared = shared_axes(model)
+    wanted = {path: x.shape for path, x in flatten(model.abstract).items()}
+    int8 = {path for path in files if path in wanted and files.spec(path).dtype == np.int8}
+    wanted |= {path + SCALE: scale_shape(wanted[path], shared.get(path, ())) for path in int8}
     for name in sorted(wanted.keys() | set(files)):
         found = files.spec(name).shape if name in files else None
         if found != wanted.get(name):
@@ -221,7 +266,13 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, Te
                 f"The weights in {directory} are not of its {CONFIG_FILE}: {name} is {_shape(found)} in the file and "
                 f"{_shape(wanted.get(name))} in the model."
             )
-    return config, files
+    for path in int8:
+        if (stored := files.spec(path + SCALE).dtype) != np.float32:
+            raise ValueError(f"The weights in {directory} are damaged: {path + SCALE} is {stored}, not float32.")
+    return config, {
+        path: Int8Weight(files[path], files[path + SCALE]) if path in int8 else files[path]
+        for path in flatten(model.abstract)
+    }
 
 
 def load_params(
@@ -231,10 +282,10 @@ def load_params(
     mesh: Mesh | None = None,
 ) -> tuple[InteractionConfig, Params]:
     """A saved model without its tokenizer; as `load_model`."""
-    config, files = open_model(directory)
+    config, weights = open_model(directory)
     model = InteractionModel(config, dtype)
     placement = sharding.shardings(model.axes, model.abstract, mesh) if mesh is not None else None
-    return config, place_params(model, lambda path, index: files[path][index], placement)
+    return config, place_params(model, lambda path, index: weights[path][index], placement)
 
 
 def load_model(

@@ -15,20 +15,23 @@ class TrainConfig:
 
     Attributes:
       steps, batch_size (conversations), seed: of the run.
+      minutes: wall time of the run, start-up, compilation and the last evaluation included, in place of `steps`.
       learning_rate: of Muon, for matrices; `adam_learning_rate`: of AdamW, for everything else.
-      warmup_steps, cooldown: linear warm-up; the last `cooldown` share of the steps decays linearly to zero.
+      warmup_steps, cooldown: linear warm-up; over the last `cooldown` share of the run the rates fall to zero.
       weight_decay: decoupled, on matrices. clip_norm: of the global gradient.
       balance_rate: how far a step moves an expert's correction bias.
       flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
-      max_speech_share: most output slots of a batch (as a share) that the flow head trains on.
       ema: decay of the averaged weights that evaluation and export use.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the weights. remat: recompute each scanned unit in the backward pass: less memory, a third more work.
-      eval_every, eval_conversations, checkpoint_every, log_every: in steps, and conversations.
+      workers: processes that make the data; 0: a thread of the trainer's own; None: two fewer than there are cores.
+      eval_every, checkpoint_every, log_every: in steps. eval_conversations: held-out ones of an evaluation.
+      eval_every_s, checkpoint_every_s: the same in seconds, for a run of `minutes`.
     """
 
     steps: int = 6000
+    minutes: float | None = None
     batch_size: int = 24
     seed: int = 0
     learning_rate: float = 4e-3
@@ -41,14 +44,16 @@ class TrainConfig:
     flow_weight: float = 0.3
     heard_weight: float = 0.5
     listen_weight: float = 1.0
-    max_speech_share: float = 0.34
     ema: float = 0.999
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True
+    workers: int | None = None
     eval_every: int = 500
+    eval_every_s: float = 120.0
     eval_conversations: int = 48
     checkpoint_every: int = 250
+    checkpoint_every_s: float = 300.0
     log_every: int = 10
 
 
@@ -66,11 +71,14 @@ def load_experiment(path: str) -> ExperimentConfig:
     """Reads the `CONFIG` of an experiment file such as ``configs/inkling_tiny.py``.
 
     Raises:
-      ValueError: no such file, or it holds no `CONFIG`.
+      ValueError: no such file, it cannot be run, or it holds no `CONFIG`.
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"There is no config at {path!r}; try configs/inkling_tiny.py.")
-    config = runpy.run_path(path).get("CONFIG")
+    try:
+        config = runpy.run_path(path).get("CONFIG")
+    except Exception as error:  # whatever the file's own code raises
+        raise ValueError(f"{path!r} is no experiment: {type(error).__name__}: {error}.") from error
     if not isinstance(config, ExperimentConfig):
         raise ValueError(f"{path!r} defines no CONFIG of type ExperimentConfig.")
     return config

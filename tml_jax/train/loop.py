@@ -1,10 +1,11 @@
 """The training run: data in, steps, metrics, evaluation on held-out voices, checkpoints, and a model at the end.
 
-A run killed at any moment goes on from its newest checkpoint with the very losses that it would have had: the
-weights, the optimiser, the running average and the position in the data are all in it, and every random number
-comes from the seed and the step.
+A run of so many steps that is killed at any moment goes on from its newest checkpoint with the very losses that it
+would have had: the weights, the optimiser and the running average are in it, and the data and every random number come
+from the seed and the step. (A run of so many minutes goes on with the same data; its learning rate follows the clock.)
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -12,19 +13,25 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tml_jax import sharding
-from tml_jax.checkpoint.store import TrainCheckpoints, save_model
-from tml_jax.data.pipeline import make_pipeline
+from tml_jax.checkpoint.store import TrainCheckpoints, difference, load_params, open_model, save_model
+from tml_jax.data.pipeline import Batch, Pipeline
 from tml_jax.streams.text import Tokenizer
-from tml_jax.train.config import ExperimentConfig
-from tml_jax.train.trainer import Batch, Trainer, TrainState
+from tml_jax.train.bar import log_above_bar
+from tml_jax.train.config import ExperimentConfig, TrainConfig
+from tml_jax.train.interrupt import Interruption
+from tml_jax.train.optimizer import schedule
+from tml_jax.train.progress import Progress
+from tml_jax.train.trainer import Trainer, TrainState
 
 LOG = logging.getLogger(__name__)
 
@@ -49,71 +56,196 @@ class MetricsLog:
         self._lines.close()
 
 
-def conversation_seconds(batch: Batch, micro_turn_s: float) -> float:
-    """Seconds of conversation in this process's part of a batch; padding doesn't count."""
-    return float(np.sum(batch[0].active)) * micro_turn_s
-
-
 def evaluate(trainer: Trainer, state: TrainState, batches: list[Batch]) -> dict[str, float]:
     """Mean metrics of the averaged weights over held-out batches."""
     results = [jax.device_get(trainer.evaluate(state.average, batch)) for batch in batches]
     return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
 
 
-def train(experiment: ExperimentConfig, workdir: str, tokenizer_path: str, stop_after: int | None = None) -> TrainState:
-    """Trains an experiment in `workdir`, going on from the newest checkpoint there.
+def num_workers(config: TrainConfig) -> int:
+    """Processes that make data: what the config says, else two fewer than there are cores, which the trainer needs."""
+    return max(0, (os.cpu_count() or 1) - 2) if config.workers is None else config.workers
+
+
+class Run:
+    """A training run in a folder; it goes on from the newest checkpoint there.
 
     Args:
       experiment: what to train, on what, how.
       workdir: for checkpoints, metrics and the final model (``workdir/model``, from a single host).
       tokenizer_path: the model's ``tokenizer.json``.
-      stop_after: stop at this step as if the run had been cut there; None: run to the end.
-    """
-    config, spec = experiment.train, experiment.model.stream
-    directory = pathlib.Path(workdir)
-    directory.mkdir(parents=True, exist_ok=True)
-    first = jax.process_index() == 0
-    if first:
-        (directory / "experiment.json").write_text(json.dumps(dataclasses.asdict(experiment), indent=1) + "\n")
-    tokenizer = Tokenizer(tokenizer_path)
-    trainer = Trainer(experiment, sharding.make_mesh(config.mesh))
-    data = iter(make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "train", trainer.rows()))
-    held_out = make_pipeline(experiment.data, spec, tokenizer, config.batch_size, "heldout", trainer.rows())
-    count = max(1, config.eval_conversations // config.batch_size)
-    held_out_batches = list(itertools.islice(iter(held_out), count))
+      init_from: a saved model of the same sizes to begin with, where the folder holds no checkpoint; None: fresh
+        weights.
+      began: when the run began, by `time.monotonic`; None: now.
+      interruption: asks for the end: the run then saves a checkpoint, and no model; None: nothing does.
 
-    last = min(config.steps, stop_after or config.steps)
-    with TrainCheckpoints(directory, config={"model": experiment.model.to_json()}) as checkpoints:
-        if checkpoints.latest() is None:
-            state = trainer.init()
-        else:
-            restored = checkpoints.restore(trainer.abstract_state())
-            state = restored.state
-            data.set_state(restored.data)
-            LOG.info("going on from step %d", restored.step)
-        log = MetricsLog(directory, first)
-        bar = tqdm(range(int(state.step), last), initial=int(state.step), total=config.steps, unit="step")
-        began, seconds = time.monotonic(), 0.0
-        for step in bar:
-            batch = next(data)
-            state, metrics = trainer.step(state, batch)
-            seconds += conversation_seconds(batch, spec.micro_turn_s)
-            done = step + 1
-            if done % config.log_every == 0:
-                values = jax.device_get(metrics)
-                rate = seconds / (time.monotonic() - began)
-                log.write(done, "train", values | {"conversation_seconds_per_second": rate})
-                bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:.0f} conversation-s/s")
-                began, seconds = time.monotonic(), 0.0
-            if done % config.eval_every == 0 or done == last:
-                values = evaluate(trainer, state, held_out_batches)
-                log.write(done, "heldout", values)
-                tqdm.write(f"step {done} held out: " + ", ".join(f"{k} {v:.3f}" for k, v in sorted(values.items())))
-            if done % config.checkpoint_every == 0 or done == last:
-                checkpoints.save(done, state, data.get_state())
-        log.close()
-    if jax.process_count() > 1:
-        LOG.info("the weights are spread over a pod and stay in %s", directory / "checkpoints")
+    Raises:
+      ValueError: something of this does not fit together; nothing was written then.
+    """
+
+    def __init__(
+        self,
+        experiment: ExperimentConfig,
+        workdir: str,
+        tokenizer_path: str,
+        init_from: str | None = None,
+        began: float | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
+        self.experiment, self.config, self.spec = experiment, experiment.train, experiment.model.stream
+        self.directory, self._tokenizer_path, self._init_from = pathlib.Path(workdir), tokenizer_path, init_from
+        self._began = time.monotonic() if began is None else began
+        self._interruption = interruption or Interruption()
+        if self.config.minutes is not None and jax.process_count() > 1:
+            raise ValueError("A run by minutes is one process's: give a pod's run its steps, which all hosts agree on.")
+        Tokenizer(tokenizer_path)
+        self.trainer = Trainer(experiment, sharding.make_mesh(self.config.mesh))
+        self._first = jax.process_index() == 0
+
+    def _pipeline(self, split: str, workers: int) -> Pipeline:
+        groups = self.trainer.groups()
+        return Pipeline(
+            self.experiment.data, self.spec, self._tokenizer_path, self.config.batch_size, split, groups, workers
+        )
+
+    def train(self, stop_after: int | None = None) -> TrainState:
+        """Trains to the end, until it is interrupted, or up to step `stop_after` as if the run had been cut there."""
+        data, held_out = self._pipeline("train", num_workers(self.config)), self._pipeline("heldout", 0)
+        if not (self.directory / "checkpoints").is_dir():
+            self._check_init_from()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        order = {name: getattr(data.config, name) for name in ("seed", "group", "replay", "replay_pool")}
+        order["batch_size"] = self.config.batch_size
+        config = {"model": self.experiment.model.to_json(), "order of the data": order}
+        with log_above_bar(), TrainCheckpoints(self.directory, config=config) as checkpoints:
+            state, elapsed_s = self._begin(checkpoints)
+            progress = Progress(self.config, self._began, elapsed_s)
+            if self._first:
+                record = json.dumps(dataclasses.asdict(self.experiment), indent=1) + "\n"
+                (self.directory / "experiment.json").write_text(record)
+            count = max(1, self.config.eval_conversations // self.config.batch_size)
+            batches = list(itertools.islice(held_out.batches(), count))
+            with contextlib.closing(data.batches(int(state.step))) as made:
+                state = self._loop(state, progress, made, batches, checkpoints, stop_after)
+        if self._interruption.requested and not progress.over(int(state.step)):
+            return state
+        if jax.process_count() > 1:
+            LOG.info("the weights are spread over a pod and stay in %s", self.directory / "checkpoints")
+            return state
+        average = jax.device_get(state.average)
+        save_model(self.directory / "model", self.experiment.model, average, self._tokenizer_path, dtype="bfloat16")
         return state
-    save_model(directory / "model", experiment.model, jax.device_get(state.average), tokenizer_path, dtype="bfloat16")
-    return state
+
+    def _begin(self, checkpoints: TrainCheckpoints) -> tuple[TrainState, float]:
+        """The state to go on from, and the seconds that the run has taken so far."""
+        if checkpoints.latest() is not None:
+            restored = checkpoints.restore(self.trainer.abstract_state())
+            LOG.info("going on from step %d", restored.step)
+            return restored.state, restored.data["elapsed_s"]
+        if self._init_from is None:
+            return self.trainer.init(), 0.0
+        self._check_init_from()
+        _, params = load_params(self._init_from, dtype=jnp.dtype(self.config.dtype))
+        return self.trainer.start_from(params), 0.0
+
+    def _check_init_from(self) -> None:
+        if self._init_from is None:
+            return
+        config, _ = open_model(self._init_from)
+        if config != self.experiment.model:
+            sizes = difference(config.to_json(), self.experiment.model.to_json())
+            raise ValueError(f"{self._init_from} is a model of other sizes: {sizes}.")
+
+    def _loop(
+        self,
+        state: TrainState,
+        progress: Progress,
+        data: Iterator[Batch],
+        held_out: list[Batch],
+        checkpoints: TrainCheckpoints,
+        stop_after: int | None,
+    ) -> TrainState:
+        step, saved = int(state.step), checkpoints.latest()
+        log = MetricsLog(self.directory, self._first)
+        meter = _Meter(self.config, self.spec.micro_turn_s, step)
+
+        def save() -> None:
+            nonlocal saved
+            start = time.monotonic()
+            checkpoints.save(step, state, {"elapsed_s": progress.elapsed_s()})
+            progress.took("save", time.monotonic() - start)
+            saved = step
+
+        def judge() -> None:
+            start = time.monotonic()
+            values = evaluate(self.trainer, state, held_out)
+            progress.took("evaluate", time.monotonic() - start)
+            log.write(step, "heldout", values | {"elapsed_s": progress.elapsed_s()})
+            meter.say(f"step {step} held out: " + ", ".join(f"{k} {v:.3f}" for k, v in sorted(values.items())))
+
+        if self.config.minutes is not None:  # compiled before it is timed: the last one has to fit in
+            evaluate(self.trainer, state, held_out[:1])
+            judge()
+        while not (progress.over(step) or step == stop_after or self._interruption.requested):
+            scale = schedule(self.config, step, progress.share(step))
+            batch = next(data)
+            state, metrics = self.trainer.step(state, batch, scale)
+            step += 1
+            self._interruption.defer()
+            meter.count(batch)
+            if step % self.config.log_every == 0:
+                log.write(step, "train", meter.show(jax.device_get(metrics)) | {"learning_rate_scale": scale})
+            if self._interruption.requested:
+                break
+            if progress.due("evaluate", step):
+                judge()
+            if progress.due("save", step):
+                save()
+        cut_short = self._interruption.requested and not progress.over(step)
+        if not cut_short and (not progress.due("evaluate", step) or self.config.minutes is not None):
+            judge()
+        if saved != step:
+            save()
+        log.close()
+        meter.close()
+        return state
+
+
+class _Meter:
+    """The progress bar, and how many conversations and seconds of conversation a second go through the trainer."""
+
+    def __init__(self, config: TrainConfig, micro_turn_s: float, step: int) -> None:
+        total = config.steps if config.minutes is None else None
+        self._bar = tqdm(initial=step, total=total, unit="step")
+        self._size, self._micro_turn_s = config.batch_size, micro_turn_s
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since, self._batches, self._seconds = time.monotonic(), 0, 0.0
+
+    def count(self, batch: Batch) -> None:
+        """One more step."""
+        self._batches += 1
+        self._seconds += float(np.sum(batch[0].active)) * self._micro_turn_s
+        self._bar.update()
+
+    def show(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """The metrics with the rates since the last time."""
+        elapsed = time.monotonic() - self._since
+        rates = {
+            "conversations_per_second": self._batches * self._size / elapsed,
+            "conversation_seconds_per_second": self._seconds / elapsed,
+        }
+        self._bar.set_postfix_str(
+            f"loss {metrics['loss']:.3f}, {rates['conversation_seconds_per_second']:.0f} conversation-s/s"
+        )
+        self._restart()
+        return {name: float(value) for name, value in metrics.items()} | rates
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        tqdm.write(line)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.close()

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tml_jax.model.interaction import InteractionModel, Params, Predictions
+from tml_jax.model.interaction import InteractionModel, Params, Spoken
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
 from tml_jax.train.config import TrainConfig
 
@@ -37,31 +37,16 @@ def _share(hits: Array, of: Array) -> Array:
 
 
 def flow_loss(
-    model: InteractionModel,
-    params: Params,
-    predictions: Predictions,
-    outputs: MicroTurnOutput,
-    config: TrainConfig,
-    key: Array,
+    model: InteractionModel, params: Params, spoken: Spoken, mel: Float[Array, "g s f m"], key: Array
 ) -> Float[Array, ""]:
-    """The flow head's loss over speaking slots: `max_speech_share` of all slots at most, drawn at random."""
+    """The flow head's loss, a mean over the mel patches that were spoken."""
     net = model.net(params)
-    speaking = (predictions.real & outputs.speaking[..., None]).reshape(-1)
-    most = max(1, int(config.max_speech_share * speaking.size))
-    pick_key, *draw_keys = jax.random.split(key, 1 + model.config.flow.draws)
-    _, index = jax.lax.top_k(jnp.where(speaking, jax.random.uniform(pick_key, speaking.shape), -1.0), most)
-    weight = speaking[index].astype(jnp.float32)
-
-    def pick(x: Array) -> Array:
-        rows = x.reshape(speaking.size, -1)
-        return jax.nn.one_hot(index, speaking.size, dtype=rows.dtype) @ rows
-
-    token = net.text(outputs.tokens.reshape(-1)[index])
-    condition = net.flow.condition(
-        pick(predictions.hidden), token, predictions.previous.reshape(speaking.size, -1)[index]
-    )
-    mel = outputs.mel.reshape(speaking.size, -1)[index]
-    losses = sum(net.flow.loss(mel, condition, k) for k in draw_keys) / len(draw_keys)
+    condition = net.flow.condition(spoken.hidden, net.text(spoken.token), spoken.previous)
+    rows = spoken.real.size
+    target, condition = mel.reshape(rows, -1).astype(jnp.float32), condition.reshape(rows, -1)
+    draw_keys = jax.random.split(key, model.config.flow.draws)
+    losses = sum(net.flow.loss(target, condition, k) for k in draw_keys) / len(draw_keys)
+    weight = spoken.real.reshape(rows).astype(jnp.float32)
     return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
@@ -77,7 +62,7 @@ def loss(
 
     Args:
       model, params: what is trained.
-      batch: conversations, leading axes [B, N].
+      batch: packed conversations (`streams.packed`), leading axes [B, N].
       config: weights of the parts.
       num_tokens: trunk tokens a row may hold, static.
       key: for the noise on fed-back speech and the flow head's draws.
@@ -98,7 +83,7 @@ def loss(
     heard_ce = _cross_entropy(predictions.heard_logits, outputs.heard) * real
     heard_loss = jnp.sum(heard_ce) / jnp.maximum(jnp.sum(word), 1)
 
-    flow = flow_loss(model, params, predictions, outputs, config, flow_key)
+    flow = flow_loss(model, params, predictions.spoken, outputs.mel, flow_key)
     total = token_loss + config.heard_weight * heard_loss + config.flow_weight * flow
 
     said = jnp.argmax(predictions.logits, axis=-1)

@@ -15,23 +15,25 @@ from optax import contrib
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.train.config import TrainConfig
 
+# Muon's Newton-Schulz iteration, a row of coefficients a turn: so optax loops; of one row it unrolls the turns of every
+# matrix, which compile half as long again and run no faster.
+_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
-def schedule(config: TrainConfig, peak: float) -> optax.Schedule:
-    """Linear warm-up, constant, and a linear cool-down to zero."""
-    cooldown = max(1, int(config.cooldown * config.steps))
-    stable = max(1, config.steps - cooldown - config.warmup_steps)
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, peak, config.warmup_steps),
-            optax.constant_schedule(peak),
-            optax.linear_schedule(peak, 0.0, cooldown),
-        ],
-        [config.warmup_steps, config.warmup_steps + stable],
-    )
+
+def schedule(config: TrainConfig, step: int, progress: float) -> float:
+    """The factor of the learning rates: linear warm-up by steps, constant, and a linear cool-down to zero.
+
+    Args:
+      config: of the run.
+      step: steps taken so far.
+      progress: how much of the run is over, 0 to 1, by steps or by time; its last `cooldown` cools down.
+    """
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warmup * min(1.0, max(0.0, 1.0 - progress) / max(config.cooldown, 1e-9))
 
 
 def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.GradientTransformation:
-    """The gradient transformation for `model`'s params."""
+    """The gradient transformation for `model`'s params, at the peak learning rates."""
     # The decoder's maps; what reads signals in and writes them out is AdamW's, as embeddings are.
     in_decoder = {name: name == "transformer" for name in model.abstract}
     roles = {
@@ -45,10 +47,11 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         contrib.muon(
-            schedule(config, config.learning_rate),
+            config.learning_rate,
+            ns_coeffs=_NEWTON_SCHULZ,
             weight_decay=config.weight_decay,
             weight_decay_mask=is_matrix,
-            adam_learning_rate=schedule(config, config.adam_learning_rate),
+            adam_learning_rate=config.adam_learning_rate,
             adam_b2=0.98,
             muon_weight_dimension_numbers=dims,
         ),

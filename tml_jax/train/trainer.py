@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,12 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tml_jax import sharding
 from tml_jax.model.interaction import InteractionModel, Params
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
+from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.optimizer import balance_experts, make_optimizer, optimizer_shardings
-
-Batch = tuple[MicroTurnInput, MicroTurnOutput]
 
 
 @functools.partial(
@@ -38,7 +37,7 @@ class Trainer:
 
     def __init__(self, experiment: ExperimentConfig, mesh: Mesh) -> None:
         self.config, self.mesh = experiment.train, mesh
-        self.num_tokens = experiment.data.window_tokens
+        self.num_tokens, self.group = experiment.data.window_tokens, experiment.data.group
         self.model = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype))
         self.tx = make_optimizer(self.model, experiment.train)
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -48,6 +47,13 @@ class Trainer:
         self._step = jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.shardings, replicated))
         self._evaluate = jax.jit(self._evaluate_batch, out_shardings=replicated)
 
+    def start_from(self, params: Params) -> TrainState:
+        """A state at step 0 with these weights, placed."""
+        with jax.set_mesh(self.mesh):
+            params = jax.device_put(params, self.shardings.params)
+            fresh = TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), self.tx.init(params))
+            return jax.device_put(fresh, self.shardings)
+
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, nothing allocated."""
         abstract = jax.eval_shape(self._init, 0)
@@ -55,43 +61,57 @@ class Trainer:
 
     def init(self) -> TrainState:
         """A fresh state, made where it will live."""
+        # A hundred random weights, drawn once: on a CPU XLA takes several times as long to optimise that as to run it.
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 0} if on_cpu else {}
         with jax.set_mesh(self.mesh):
-            if self.mesh.size == 1:  # one by one: a hundred random weights in one program take minutes to compile
-                return jax.device_put(self._init(self.config.seed), self.shardings)
-            return jax.jit(self._init, out_shardings=self.shardings)(self.config.seed)
+            init = jax.jit(self._init, out_shardings=self.shardings, compiler_options=options)
+            return init(self.config.seed)
 
     def _init(self, seed: Any) -> TrainState:
         params = self.model.init_params(seed)
         average = jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
-    def rows(self) -> list[int]:
-        """The conversations of a batch that this process's devices hold, in order."""
-        size = self.config.batch_size
-        cut = NamedSharding(self.mesh, sharding.partition_spec(("batch",), (size,), self.mesh))
-        indices = cut.addressable_devices_indices_map((size,)).values()
-        return sorted({row for (part,) in indices for row in range(*part.indices(size))})
+    def groups(self) -> list[int]:
+        """The groups of a batch that this process's devices hold, in order.
+
+        Raises:
+          ValueError: there are fewer groups than devices to cut a batch over.
+        """
+        count = self.config.batch_size // self.group
+        shards = math.prod(self.mesh.shape[axis] for axis in sharding.RULES["batch"])
+        if count % shards:
+            raise ValueError(
+                f"A batch of {count} groups of {self.group} conversations can't be cut over {shards} devices: make "
+                "batch_size larger or data.group smaller."
+            )
+        cut = NamedSharding(self.mesh, sharding.partition_spec(("batch",), (count,), self.mesh))
+        indices = cut.addressable_devices_indices_map((count,)).values()
+        return sorted({group for (part,) in indices for group in range(*part.indices(count))})
 
     def place(self, batch: Batch) -> Batch:
-        """Puts a batch on the mesh, its conversations cut over the batch axes; a process brings its `rows`."""
+        """Puts a batch on the mesh, its groups cut over the batch axes; a process brings its `groups`."""
+        parts, whole = len(self.groups()), self.config.batch_size // self.group
 
         def put(local: np.ndarray) -> jax.Array:
-            shape = (self.config.batch_size, *local.shape[1:])
+            shape = (len(local) // parts * whole, *local.shape[1:])
             axes = ("batch", *(None,) * (local.ndim - 1))
             cut = NamedSharding(self.mesh, sharding.partition_spec(axes, shape, self.mesh))
             return jax.make_array_from_process_local_data(cut, local, shape)
 
         return jax.tree.map(put, batch)
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, loss_lib.Metrics]:
-        """One optimiser step; `state` is consumed."""
+    def step(self, state: TrainState, batch: Batch, scale: float = 1.0) -> tuple[TrainState, loss_lib.Metrics]:
+        """One optimiser step, the learning rates times `scale`; `state` is consumed."""
         with jax.set_mesh(self.mesh):
-            return self._step(state, self.place(batch))
+            return self._step(state, self.place(batch), np.float32(scale))
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
-        """The training step lowered for these arrays or ShapeDtypeStructs; nothing runs."""
+    def lower(self, state: TrainState, batch: Batch, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
+        """The training step lowered for these arrays or ShapeDtypeStructs; nothing runs. `platforms`: not this one."""
         with jax.set_mesh(self.mesh):
-            return self._step.lower(state, batch)
+            traced = self._step.trace(state, batch, jax.ShapeDtypeStruct((), jnp.float32))
+            return traced.lower(lowering_platforms=platforms)
 
     def evaluate(self, params: Params, batch: Batch) -> loss_lib.Metrics:
         """The losses of a batch, nothing learnt; the same noise every time."""
@@ -101,10 +121,11 @@ class Trainer:
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, loss_lib.LossOutput]:
         return loss_lib.loss(self.model, params, batch, self.config, self.num_tokens, key)
 
-    def _train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, loss_lib.Metrics]:
+    def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
         gradients, out = jax.grad(self._loss, has_aux=True)(state.params, batch, key)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.params)
+        updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
         params = balance_experts(optax.apply_updates(state.params, updates), out.load, self.config.balance_rate)
         # A young average forgets its random beginning faster.
         decay = jnp.minimum(self.config.ema, (1.0 + state.step) / (10.0 + state.step))
