@@ -86,7 +86,7 @@ def test_serve_and_chat_as_processes_leave_what_they_promise(checkpoint: pathlib
     out, journals = tmp_path / "out", tmp_path / "journals"
     flags = ["--journal_dir", str(journals), "--longest_linger_ms=600", "--slots=2"]
     with subprocess_server.run(str(checkpoint), flags) as address:
-        broken = command("launch.chat", "--wav", tmp_path / "broken.wav", "--server", address)
+        broken = command("launch.chat", "--wav", tmp_path / "broken.wav", "--server", address, "--out", out)
         chat = command("launch.chat", "--wav", tmp_path / "in.wav", "--server", address, "--out", out, "--tail_s=1")
     assert broken.returncode == 1
     assert broken.stderr.strip().splitlines()[-1].endswith("is it damaged, cut off, or of another kind?")
@@ -133,7 +133,7 @@ def test_serve_says_why_it_cannot_start(tmp_path: pathlib.Path) -> None:
     assert result.returncode == 1
     assert (
         result.stderr.strip()
-        == f"There is no checkpoint at {tmp_path / 'nothing'}: give a folder that holds a saved model."
+        == f"launch.serve: There is no checkpoint at {tmp_path / 'nothing'}: give a folder that holds a saved model."
     )
 
 

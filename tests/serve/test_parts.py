@@ -1,5 +1,6 @@
 """The parts of the server on their own: pacing, inbox, intake, journal, playback, summary."""
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from tml_jax.serve.pacing import Pacer
 from tml_jax.serve.playback import Playback
 from tml_jax.streams.dmel import dmel
 from tml_jax.streams.micro_turn import empty_input
+from tml_jax.streams.sound import resample
 
 TICK = 99
 
@@ -52,7 +54,27 @@ def test_resampling_does_not_depend_on_the_chunks(rate: int) -> None:
 
     cut = streamed(np.sort(rng.choice(len(pcm), 60, replace=False)))
     assert np.array_equal(streamed(np.array([rate // 2])), cut)
-    assert abs(len(cut) - 16_000) <= 2
+    assert abs(len(cut) - 16_000 - round(16_000 * intake.DELAY_S)) <= 2
+
+
+@pytest.mark.parametrize("chunk_ms", [10, 20, 100, 200, 1000])
+@pytest.mark.parametrize("rate", [4000, 8000, 11_025, 16_000, 22_050, 44_100, 48_000, 192_000])
+def test_a_micro_turn_of_any_rate_is_complete_when_its_last_sample_is_there(rate: int, chunk_ms: int) -> None:
+    one, arrived = intake.SoundIntake(intake.SoundFormat(rate, 1), SPEC), 0
+    starts = [round(k * chunk_ms * rate / 1000) for k in range(3000 // chunk_ms + 1)]
+    for start, end in itertools.pairwise(starts):
+        arrived += len(one.push(bytes(2 * (end - start))))
+        turns = int(end / rate / SPEC.micro_turn_s + 1e-6)
+        assert arrived >= turns * SPEC.samples, f"{arrived} samples after {end / rate} s"
+
+
+def test_live_sound_of_another_rate_is_that_of_the_file_after_the_delay() -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, 48_000).astype("<i2")
+    one = intake.SoundIntake(intake.SoundFormat(8000, 1), SPEC)
+    live = np.concatenate([*(one.push(piece.tobytes()) for piece in np.split(samples, 300)), one.flush()])
+    delay = round(16_000 * intake.DELAY_S)
+    assert not live[:delay].any()
+    assert np.array_equal(live[delay:], resample(samples.astype(np.float32) / 32768, 8000, 16_000))
 
 
 def test_channels_are_averaged_and_floats_are_read() -> None:

@@ -19,7 +19,8 @@ from tml_jax import sharding
 from tml_jax.eval import hlo
 from tml_jax.model import state as state_lib
 from tml_jax.model.interaction import InteractionModel
-from tml_jax.streams.micro_turn import empty_input, empty_output
+from tml_jax.streams import packed
+from tml_jax.streams.micro_turn import empty_input
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer
 
@@ -177,10 +178,9 @@ def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.s
     trainer = Trainer(
         dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")), mesh
     )
-    spec, turns = experiment.model.stream, experiment.data.window_turns
-    batch = jax.eval_shape(
-        lambda: jax.tree.map(jnp.asarray, (empty_input(spec, (windows, turns)), empty_output(spec, (windows, turns))))
-    )
+    space, group = experiment.data.room, experiment.data.group
+    packs = (windows // group, group * space.patches, group * space.speech)
+    batch = packed.abstract(experiment.model.stream, (windows, space.turns), *packs)
     batch = _abstract(batch, sharding.leading("batch", batch), mesh)
     return trainer.lower(trainer.abstract_state(), batch)
 

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tml_jax.checkpoint import huggingface
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.layout import Layout
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
+from tml_jax.streams.packed import Conversation
 
 # Trunk tokens in the caches when timing begins, as a share of what the global layers keep.
 FILL = 0.75
@@ -115,18 +116,23 @@ def _record(
     for one in inputs:
         state, written = step(params, state, one, KEY)
         outputs.append(written)
-    whole = tuple(jax.tree.map(lambda *x: jnp.stack(x, axis=1), *turns) for turns in (inputs, outputs))
+    whole = (jax.tree.map(lambda *x: np.stack(x, axis=1), *turns) for turns in (inputs, outputs))
     length = len(inputs) * (model.config.stream.audio_tokens + 1)
 
     @jax.jit
     def offline(params: Params, inputs: MicroTurnInput, outputs: MicroTurnOutput) -> tuple[Any, Any]:
-        net = model.net(params)
-        sound = net.embed_inputs(inputs)[0][:, :, : model.config.stream.audio_tokens]
-        written = net.embed_outputs(outputs.tokens, outputs.mel, outputs.speaking[..., None])
-        x = jnp.concatenate([sound, written], axis=2).reshape(1, length, -1)
+        layout = Layout.of(model.config.stream, inputs, outputs, length)
+        x = model.net(params).embed_sequence(inputs, outputs, outputs.mel, layout)
         return x, model.forward(params, inputs, outputs, length).logits[0, :, 0]
 
-    return jax.tree.map(np.array, offline(params, *whole))
+    return jax.tree.map(np.array, offline(params, *_pack(*whole)))
+
+
+def _pack(inputs: MicroTurnInput, outputs: MicroTurnOutput) -> Conversation:
+    """One dense conversation [1, N] without pictures, packed: the mel patches that there are come first."""
+    first = np.argsort(~outputs.speaking[0], kind="stable")
+    mel = outputs.mel[:, first, 0]
+    return dataclasses.replace(inputs, patches=inputs.patches[:, 0]), dataclasses.replace(outputs, mel=mel)
 
 
 def _load_transformers(config: InteractionConfig, params: Params) -> tuple[Any, Any]:

@@ -16,7 +16,8 @@ import numpy as np
 from pallas_kernels import timing
 from tml_jax.model.config import InteractionConfig, NumericsConfig
 from tml_jax.model.interaction import InteractionModel
-from tml_jax.streams.micro_turn import empty_input, empty_output
+from tml_jax.streams import packed
+from tml_jax.streams.micro_turn import empty_input
 
 CONVERSATIONS, TURNS = 2, 64
 # On a CPU: tiles small enough for a live step, which fills one, and large enough for a sequence.
@@ -59,20 +60,20 @@ def _calls(config: InteractionConfig) -> tuple[Callable[[], jax.Array], Callable
     params = model.init_params(0)
     shape, spec = (CONVERSATIONS, TURNS), config.stream
     levels = np.random.default_rng(0).integers(0, spec.dmel_levels, (*shape, spec.dmel_frames, spec.dmel_bins))
-    inputs = dataclasses.replace(
-        empty_input(spec, shape),
-        active=np.ones(shape, bool),
-        turn=np.broadcast_to(np.arange(TURNS, dtype=np.int32), shape),
-        audio=levels.astype(np.int32),
-        has_audio=np.ones(shape, bool),
-    )
-    outputs = empty_output(spec, shape)
+    sound = {
+        "active": np.ones(shape, bool),
+        "turn": np.broadcast_to(np.arange(TURNS, dtype=np.int32), shape),
+        "audio": levels.astype(np.int32),
+        "has_audio": np.ones(shape, bool),
+    }
+    inputs, outputs = packed.empty(spec, shape, shape[:1], 1, 1)
+    inputs = dataclasses.replace(inputs, **sound)
     outputs.num_tokens[:] = 1
     length = TURNS * (spec.audio_tokens + spec.max_output)
     forward = jax.jit(model.forward, static_argnums=3)
     step, keys = jax.jit(model.step), np.zeros((CONVERSATIONS, 2), np.uint32)
     live = model.init_state(CONVERSATIONS)
-    turn = jax.tree.map(lambda x: x[:, 0], inputs)
+    turn = dataclasses.replace(empty_input(spec, shape[:1]), **{name: x[:, 0] for name, x in sound.items()})
     return (
         lambda: forward(params, inputs, outputs, length).logits,
         functools.partial(step, params, live, turn, keys),

@@ -1,6 +1,5 @@
 """Runs a model over simulated users, many sessions at once, through the very step that serves."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +8,7 @@ import numpy as np
 
 from tml_jax.data.timeline import Conversation, render
 from tml_jax.model.interaction import InteractionModel, Params
-from tml_jax.streams import speech
-from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec, empty_input
+from tml_jax.streams import packed, speech
 from tml_jax.streams.text import Tokenizer
 
 LOUD = 0.35
@@ -39,12 +37,11 @@ class Rollout:
     def _run(self, conversations: Sequence[Conversation], seed: int) -> list[list[dict[str, Any]]]:
         inputs = [render(c, self.spec, self.tokenizer)[0] for c in conversations]
         turns = max(len(i.active) for i in inputs)
-        batch = _stack(inputs, self.spec, self.slots, turns)
         rng = np.stack([np.array([seed + slot, 0], np.uint32) for slot in range(self.slots)])
         state = self.model.init_state(self.slots)
         events: list[list[dict[str, Any]]] = [[] for _ in conversations]
         for turn in range(turns):
-            now = jax.tree.map(lambda x, t=turn: x[:, t], batch)
+            now = packed.live_turn(self.spec, inputs, turn, self.slots)
             state, out = self._step(self.params, state, now, rng)
             host = jax.device_get(out)
             for slot, found in enumerate(events):
@@ -78,12 +75,3 @@ class Rollout:
 def loud_frames(mel: np.ndarray) -> np.ndarray:
     """Which mel frames [F, bins] (normalised log mel) hold sound."""
     return mel.mean(axis=-1) > speech.SILENCE + LOUD
-
-
-def _stack(inputs: Sequence[MicroTurnInput], spec: StreamSpec, slots: int, turns: int) -> MicroTurnInput:
-    batch = empty_input(spec, (slots, turns))
-    for slot, one in enumerate(inputs):
-        for field in dataclasses.fields(one):
-            value = getattr(one, field.name)
-            getattr(batch, field.name)[slot, : len(value)] = value
-    return batch

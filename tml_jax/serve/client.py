@@ -1,21 +1,22 @@
 """A client of the gRPC door: streams sound, pictures and text at the pace of time and keeps what comes back."""
 
 import asyncio
-import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
 
-from tml_jax.serve import door_grpc, events, media, protos
+from tml_jax.serve import door_grpc, events, media, protos, sending
 from tml_jax.serve.journal import Journal, journal_event
 from tml_jax.serve.playback import Playback
+from tml_jax.streams import frames
 
-# A block of sound ends this long before the server's tick that takes it.
-MARGIN_S = 0.03
+STOPPED = "The session was stopped by its client."
+_WRITE_FAILED = "Internal error from Core"  # grpc's words (as INTERNAL) where it saw this before the call's status
 _DECISION = {1: events.Decision.LISTEN, 2: events.Decision.SPEAK, 3: events.Decision.DELEGATE}
 _STATE = {1: "started", 2: "finished", 3: "failed"}
 
@@ -39,7 +40,7 @@ class Script:
     """
 
     sound: media.SoundFile | None
-    video: media.VideoFile | None = None
+    video: media.Pictures | None = None
     texts: Sequence[tuple[float, str]] = ()
     tail_s: float = 3.0
     instructions: str = ""
@@ -51,7 +52,7 @@ class Script:
         """When the client closes its input, in seconds."""
         ends = [self.sound.duration_s if self.sound else 0.0, *(t for t, _ in self.texts)]
         if self.video:
-            ends.append(self.video.times_s[-1])
+            ends.append(self.video.end_s)
         return max(ends) + self.tail_s
 
     def config(self) -> Any:
@@ -67,67 +68,62 @@ class Script:
             **sound,
         )
 
-    def messages(self, chunk_ms: float) -> list[tuple[float, Any]]:
-        """(seconds at which it is sent, `ConverseRequest`), in order; sound is sent when its last sample exists."""
-        timed: list[tuple[float, int, Any]] = []
-        if self.sound:
-            rate, pcm = self.sound.sample_rate, self.sound.pcm()
-            tail = np.zeros((max(0, round(self.duration_s * rate) - len(pcm)), pcm.shape[1]), pcm.dtype)
-            pcm = np.concatenate([pcm, tail])
-            size = max(1, round(chunk_ms * rate / 1000))
-            for start in range(0, len(pcm), size):
-                piece = pcm[start : start + size]
-                timed.append(((start + len(piece)) / rate, 0, {"audio": protos.AudioChunk(pcm=piece.tobytes())}))
-        if self.video:
-            for time_s, frame in zip(self.video.times_s, self.video.frames, strict=True):
-                message = protos.VideoFrame(
-                    data=media.to_jpeg(frame), encoding=protos.FrameEncoding.FRAME_ENCODING_JPEG
-                )
-                timed.append((time_s, 1, {"frame": message}))
-        timed += [(time_s, 2, {"text": protos.TextInput(text=text)}) for time_s, text in self.texts]
-        timed.append((self.duration_s, 3, {"close": protos.CloseInput()}))
-        timed.sort(key=lambda item: item[:2])
-        return [(time_s, protos.ConverseRequest(**payload)) for time_s, _, payload in timed]
+    def sounds(self, chunk_ms: float) -> Iterator[sending.Timed]:
+        """The pieces of sound and, up to the end, of silence; each is sent when its last sample exists."""
+        if not self.sound:
+            return
+        samples, rate = self.sound.samples, self.sound.sample_rate
+        size, count = max(1, round(chunk_ms * rate / 1000)), max(len(samples), round(self.duration_s * rate))
+        for start in range(0, count, size):
+            piece = media.to_pcm(samples[start : start + size])
+            silence = np.zeros((min(size, count - start) - len(piece), samples.shape[1]), piece.dtype)
+            pcm = piece.tobytes() + silence.tobytes()
+            yield min(start + size, count) / rate, protos.ConverseRequest(audio=protos.AudioChunk(pcm=pcm))
+
+    def pictures(self, stream: Any, thumbnails: media.Thumbnails) -> Iterator[sending.Timed]:
+        """The frames, as small as the model of this `StreamInfo` sees them; a few are kept as thumbnails."""
+        width, height = stream.frame_width, stream.frame_height
+        for time_s, frame in self.video.pictures(width, height) if self.video else ():
+            thumbnails.add(time_s, frame)
+            small = frames.resize(frame, width, height) if width and height else frame
+            yield time_s, protos.ConverseRequest(frame=_video_frame(small))
+
+    def typed(self) -> Iterator[sending.Timed]:
+        """The typed texts."""
+        for time_s, text in sorted(self.texts, key=lambda one: one[0]):
+            yield time_s, protos.ConverseRequest(text=protos.TextInput(text=text))
+
+
+def _video_frame(frame: np.ndarray) -> Any:
+    kinds = protos.FrameEncoding
+    if frame.nbytes <= media.RAW_BYTES:
+        height, width = frame.shape[:2]
+        return protos.VideoFrame(data=frame.tobytes(), encoding=kinds.FRAME_ENCODING_RGB24, width=width, height=height)
+    return protos.VideoFrame(data=media.to_jpeg(frame), encoding=kinds.FRAME_ENCODING_JPEG)
 
 
 @dataclasses.dataclass(eq=False)
 class Recording:
-    """What came back.
+    """What came back, up to now.
 
     Attributes:
-      session_id: the server's name for the session.
+      session_id: the server's name for the session; empty before it has begun.
       events: the journal's events as this client saw them.
+      duration_s: how long the session's input has been going on.
       reply: the model's sound as it was heard, float32 from session time 0; `sample_rate` Hz.
       underruns: gaps in it that come from late pieces.
       round_trip_ms: for each micro-turn, from its last sample being sent to its `TurnEvent` arriving.
+      thumbnails: of the video that was sent.
     """
 
     session_id: str = ""
     sample_rate: int = 16_000
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    duration_s: float = 0.0
     reply: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
     underruns: int = 0
     round_trip_ms: list[float] = dataclasses.field(default_factory=list)
-
-
-class _Pace:
-    """The client's clock: session time 0 is when its microphone opens."""
-
-    def __init__(self, real_time: bool) -> None:
-        self.real_time = real_time
-        self._start = time.monotonic()
-
-    def align(self, next_tick_s: float, period_s: float) -> None:
-        """Starts so that micro-turns end just before the server's ticks."""
-        now = time.monotonic()
-        self._start = now + (next_tick_s - MARGIN_S) % period_s if self.real_time else now
-
-    def now(self) -> float:
-        return time.monotonic() - self._start
-
-    async def wait(self, time_s: float) -> None:
-        if self.real_time and (left := time_s - self.now()) > 0:
-            await asyncio.sleep(left)
+    thumbnails: media.Thumbnails = dataclasses.field(default_factory=media.Thumbnails)
 
 
 def to_event(message: Any) -> events.Event:
@@ -162,6 +158,7 @@ async def converse(
     journal: Journal | None = None,
     observe: Callable[[events.Event], None] = lambda event: None,
     microphone: AsyncIterator[bytes] | None = None,
+    recording: Recording | None = None,
 ) -> Recording:
     """Holds one conversation.
 
@@ -171,85 +168,121 @@ async def converse(
       chunk_ms: length of the pieces of sound.
       real_time: send at the pace of time; False sends as fast as the server takes it.
       journal: written as events come in.
-      observe: called with each of them.
-      microphone: live sound (16-bit mono at the script's rate) instead of the script's.
+      observe: called with each of them, before it is written.
+      microphone: live sound (16-bit mono at the script's rate) instead of the script's; its end is the session's.
+      recording: filled with what comes back; however the session ends, it holds what was until then.
 
     Raises:
-      SessionError: the server refused or ended the session.
+      SessionError: the server refused or ended the session, or has gone.
+      ValueError: what should be sent cannot be read.
     """
-    journal = journal or Journal(None, keep=True)
-    messages = await asyncio.to_thread(script.messages, chunk_ms)
+    recording = Recording() if recording is None else recording
+    end_s = script.duration_s if microphone is None else math.inf
+    listener = _Listener(script, recording, journal or Journal(None, keep=True), real_time, end_s)
     call = protos.converse_method(channel)()
-    recording, pace = Recording(), _Pace(real_time)
-    sent: dict[int, float] = {}
-    sender = None
+    sender, reason = None, ""
     try:
         await call.write(protos.ConverseRequest(config=script.config()))
         async for message in call:
             event = to_event(message)
+            observe(event)
             if isinstance(event, events.Started):
                 stream = message.started.stream
-                period_s, recording.session_id, recording.sample_rate = (
-                    stream.micro_turn_ms / 1000,
-                    event.session_id,
-                    stream.sample_rate,
+                listener.begin(event, stream)
+                sender = asyncio.create_task(
+                    sending.send(
+                        call,
+                        listener.pace,
+                        sounds=microphone or script.sounds(chunk_ms),
+                        pictures=script.pictures(stream, recording.thumbnails),
+                        texts=script.typed(),
+                        end_s=end_s,
+                        sent=lambda time_s: listener.sent(time_s),
+                    )
                 )
-                playback = Playback(stream.sample_rate, real_time=real_time)
-                pace.align(event.next_tick_s, period_s)
-                journal.write(
-                    "session",
-                    0,
-                    0,
-                    session=event.session_id,
-                    seed=script.seed,
-                    micro_turn_s=period_s,
-                    started_unix_s=time.time(),
-                )
-                sender = asyncio.create_task(_send(call, messages, pace, period_s, sent, microphone))
                 sender.add_done_callback(lambda task: task.cancelled() or (task.exception() and call.cancel()))
-            journal_event(journal, event, period_s, script.sound is not None)
-            if isinstance(event, events.Turn) and event.turn in sent:
-                recording.round_trip_ms.append((pace.now() - sent[event.turn]) * 1000)
-            elif isinstance(event, events.Sound):
-                playback.add(event.pcm, event.turn, event.time_s, pace.now())
-            observe(event)
-    except grpc.aio.AioRpcError as error:
-        raise SessionError(error.code(), error.details() or "The server gave no reason.") from error
+            listener.take(event)
+    except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        cause = _cause(error, sender)
+        reason = STOPPED if isinstance(cause, asyncio.CancelledError) else str(cause)
+        raise cause from None
     finally:
         if sender:
             sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await sender
+            await asyncio.gather(sender, return_exceptions=True)
         call.cancel()
-    journal.write("end", pace.now(), 0)
-    recording.events, recording.underruns = journal.events, playback.underruns
-    recording.reply = playback.sound(script.duration_s if script.sound else 0.0)
+        listener.end(reason)
     return recording
 
 
-async def _send(
-    call: Any,
-    messages: Sequence[tuple[float, Any]],
-    pace: _Pace,
-    period_s: float,
-    sent: dict[int, float],
-    microphone: AsyncIterator[bytes] | None,
-) -> None:
-    """Sends the messages, or the microphone; notes in `sent` when each micro-turn's sound was complete."""
-    if microphone is not None:
-        async for pcm in microphone:
-            await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=pcm)))
-        await call.write(protos.ConverseRequest(close=protos.CloseInput()))
-        await call.done_writing()
-        return
-    turn = 0
-    for time_s, message in messages:
-        await pace.wait(time_s)
-        await call.write(message)
-        while (turn + 1) * period_s <= time_s + 1e-6:
-            sent[turn] = pace.now()
-            turn += 1
-    await call.done_writing()
+class _Listener:
+    """Takes in what the server says, and keeps it."""
+
+    def __init__(self, script: Script, recording: Recording, journal: Journal, real_time: bool, end_s: float) -> None:
+        self._script, self._recording, self._journal, self._end_s = script, recording, journal, end_s
+        self.pace = sending.Pace(real_time)
+        self._sent_s: list[float] = []
+        self._period_s = 0.2
+        self._playback: Playback | None = None
+
+    def begin(self, event: events.Started, stream: Any) -> None:
+        """The session has begun; session time 0 is when this client's microphone opens."""
+        recording = self._recording
+        self._period_s = stream.micro_turn_ms / 1000
+        recording.session_id, recording.sample_rate = event.session_id, stream.sample_rate
+        self._playback = Playback(stream.sample_rate, real_time=self.pace.real_time)
+        self.pace.align(event.next_tick_s, self._period_s)
+        self._journal.write(
+            "session",
+            0,
+            0,
+            session=event.session_id,
+            seed=self._script.seed,
+            micro_turn_s=self._period_s,
+            started_unix_s=time.time(),
+        )
+
+    def sent(self, time_s: float) -> None:
+        """The sound up to session time `time_s` has been sent."""
+        while (len(self._sent_s) + 1) * self._period_s <= time_s + 1e-6:
+            self._sent_s.append(self.pace.now())
+
+    def take(self, event: events.Event) -> None:
+        """One event."""
+        journal_event(self._journal, event, self._period_s, self._script.sound is not None)
+        if isinstance(event, events.Turn) and event.turn < len(self._sent_s):
+            self._recording.round_trip_ms.append((self.pace.now() - self._sent_s[event.turn]) * 1000)
+        elif isinstance(event, events.Sound) and self._playback:
+            self._playback.add(event.pcm, event.turn, event.time_s, self.pace.now())
+
+    def end(self, reason: str) -> None:
+        """The session is over, for a `reason` if it did not end well."""
+        if self._playback is None:
+            return
+        recording, script, now = self._recording, self._script, self.pace.now()
+        turn = max((event["turn"] for event in self._journal.events), default=0)
+        if reason:
+            self._journal.write("error", now, turn, text=reason)
+        else:
+            self._journal.write("end", now, 0)
+        ended_well = not reason and math.isfinite(self._end_s)  # a microphone's session is as long as it was
+        recording.duration_s = self._end_s if ended_well else min(self._end_s, now)
+        recording.events, recording.underruns = self._journal.events, self._playback.underruns
+        recording.reply = self._playback.sound(recording.duration_s if script.sound else 0.0)
+
+
+def _cause(error: BaseException, sender: asyncio.Task[None] | None) -> BaseException:
+    """Why a call ended: the server's own sentence, what became of the connection, or why sending failed."""
+    if isinstance(error, asyncio.CancelledError) and sender and sender.done() and not sender.cancelled():
+        error = sender.exception() or error
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return error
+    code, details = error.code(), error.details() or "no reason is known"
+    if details == _WRITE_FAILED:
+        code, details = grpc.StatusCode.UNAVAILABLE, "the connection ended while something was being sent"
+    if code is grpc.StatusCode.UNAVAILABLE and not details.endswith("."):  # no sentence of the server's
+        details = f"The server has gone: {details}."
+    return SessionError(code, details)
 
 
 async def server_info(channel: grpc.aio.Channel) -> Any:

@@ -9,9 +9,10 @@ import io
 import math
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
-import soxr
 
+from tml_jax.streams import frames, sound
 from tml_jax.streams.micro_turn import StreamSpec
 
 MAX_CHUNK_MS = 1000
@@ -19,6 +20,17 @@ MAX_FRAME_BYTES = 4 << 20
 MAX_FRAME_PIXELS = 4096 * 4096
 MAX_TEXT = 4096
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
+DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
+# What EXIF's orientations ask for.
+_TURNS = {
+    2: frames.Turn(left_right=True),
+    3: frames.Turn(left_right=True, up_down=True),
+    4: frames.Turn(up_down=True),
+    5: frames.Turn(transposed=True),
+    6: frames.Turn(transposed=True, left_right=True),
+    7: frames.Turn(transposed=True, left_right=True, up_down=True),
+    8: frames.Turn(transposed=True, up_down=True),
+}
 
 
 class BadInputError(ValueError):
@@ -61,16 +73,17 @@ class SoundFormat:
 
 
 class SoundIntake:
-    """Bytes in any rate and channel count -> float32 mono at the stream's rate, however the bytes are cut."""
+    """Bytes in any rate and channel count -> float32 mono at the stream's rate, however the bytes are cut.
 
-    def __init__(self, sound: SoundFormat, spec: StreamSpec) -> None:
+    Sound at another rate comes `DELAY_S` late, as after a short silence: a resampler must see a little of what follows,
+    and so a micro-turn is complete when its last sample has arrived, not a chunk (and a tick) later.
+    """
+
+    def __init__(self, form: SoundFormat, spec: StreamSpec) -> None:
         """Makes a fresh stream."""
-        self._format = sound
-        self._resampler = (
-            None
-            if sound.sample_rate == spec.sample_rate
-            else soxr.ResampleStream(sound.sample_rate, spec.sample_rate, 1, "float32")
-        )
+        self._format, self._resampler = form, sound.Resampler(form.sample_rate, spec.sample_rate)
+        delay_s = DELAY_S if form.sample_rate != spec.sample_rate else 0.0
+        self._silence = np.zeros(round(delay_s * spec.sample_rate), np.float32)
 
     def push(self, pcm: bytes) -> np.ndarray:
         """One chunk of whole samples -> the samples that are ready.
@@ -96,37 +109,60 @@ class SoundIntake:
             mono = samples.mean(axis=1, dtype=np.float32)
             if not np.isfinite(mono).all():
                 raise BadInputError("An audio chunk holds samples that are not finite numbers.")
-        mono = np.clip(mono, -1, 1).astype(np.float32)
-        return mono if self._resampler is None else self._resampler.resample_chunk(mono)
+        silence, self._silence = self._silence, self._silence[:0]
+        return np.concatenate([silence, self._resampler.push(np.clip(mono, -1, 1).astype(np.float32))])
 
     def flush(self) -> np.ndarray:
         """What the resampler held back; no chunk may follow."""
-        if self._resampler is None:
-            return np.zeros(0, np.float32)
-        return self._resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        return self._resampler.flush()
 
 
-def decode_frame(data: bytes, form: FrameFormat, width: int, height: int) -> np.ndarray:
-    """One picture -> uint8 [H, W, 3].
+def decode_frame(data: bytes, form: FrameFormat, width: int, height: int, spec: StreamSpec) -> np.ndarray:
+    """One picture -> uint8 [spec.frame_height, spec.frame_width, 3], as the model sees it.
+
+    Files are set upright as their EXIF orientation says, and shown over white where they are transparent.
 
     Raises:
       BadInputError: it cannot be decoded, or is too large.
     """
     if len(data) > MAX_FRAME_BYTES:
         raise BadInputError(f"A video frame of {len(data)} bytes is too large: send at most {MAX_FRAME_BYTES}.")
-    if form is FrameFormat.RGB24:
-        if not data or len(data) != width * height * 3:
-            raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
-        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if form is FrameFormat.FILE:
+        frame = _decode_file(data, spec)
+    elif data and len(data) == width * height * 3:
+        frame = np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    else:
+        raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
+    return frames.resize(frame, spec.frame_width, spec.frame_height)
+
+
+def _decode_file(data: bytes, spec: StreamSpec) -> np.ndarray:
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         if math.prod(image.size) > MAX_FRAME_PIXELS:
-            raise BadInputError(f"A video frame of {image.size[0]} x {image.size[1]} pixels is too large.")
-        return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise PIL.Image.DecompressionBombError
+        turn = _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation), frames.Turn())
+        # A large JPEG is decoded at an eighth, quarter or half of its size, where that still covers what is seen of it.
+        side = max(spec.frame_width, spec.frame_height)
+        image.draft("RGB", (side, side))
+        return turn.apply(_to_rgb(image))
+    except PIL.Image.DecompressionBombError:
+        raise BadInputError(f"A video frame of more than {MAX_FRAME_PIXELS} pixels is too large.") from None
+    except Exception as error:  # whatever the damage makes the decoder stumble over
         raise BadInputError(
             f"A video frame of {len(data)} bytes cannot be decoded: it is no whole JPEG or PNG file."
         ) from error
+
+
+def _to_rgb(image: PIL.Image.Image) -> np.ndarray:
+    """Uint8 [H, W, 3] of any kind of picture."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def check_text(text: str) -> str:

@@ -11,7 +11,8 @@ silence                  ``ms`` of silence put in for sound that did not arrive 
 frame                    ``count`` of frames that arrived in this micro-turn
 text, instructions       ``text`` that was typed, given
 listen, speak, delegate  the decision of this micro-turn, exactly one per micro-turn
-voice                    ``level`` of the sound that the model makes in this micro-turn
+voice                    ``level`` of the sound that the model makes in this micro-turn; ``onset_ms``: how far into
+                         the micro-turn it begins, where it is loud enough to be heard
 word, heard              ``text`` that the model says; that it heard the user say
 background               ``task``, ``state`` (started, finished, failed), ``text``
 step                     ``ms`` from the tick to the results, ``missed``: whether that was longer than a micro-turn
@@ -26,9 +27,13 @@ import pathlib
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+import numpy as np
+
 from tml_jax.serve import events
 
 Event = dict[str, Any]
+AUDIBLE_DB = -40.0
+"""Sound of this level, dBFS over 10 ms, is heard; the model's own voice lies around -18 dBFS."""
 
 
 class Journal:
@@ -114,6 +119,16 @@ def journal_event(journal: Journal, event: events.Event, micro_turn_s: float, ha
         case events.Words():
             journal.write("word", heard_at, turn, text=event.text)
         case events.Sound():
-            journal.write("voice", heard_at, turn, level=round(event.level, 5))
+            onset = _onset_ms(event.pcm, micro_turn_s)
+            journal.write("voice", heard_at, turn, level=round(event.level, 5), **onset)
         case events.Background():
             journal.write("background", heard_at, turn, task=event.task, state=event.state, text=event.text)
+
+
+def _onset_ms(pcm: bytes, micro_turn_s: float) -> dict[str, int]:
+    """``{"onset_ms": m}`` for a micro-turn's sound, 16-bit mono; empty where nothing of it can be heard."""
+    samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32767
+    blocks = round(micro_turn_s * 100)
+    power = np.square(samples[: len(samples) // blocks * blocks]).reshape(blocks, -1).sum(axis=1) / max(1, len(samples))
+    loud = np.flatnonzero(power * blocks > 10 ** (AUDIBLE_DB / 10))
+    return {"onset_ms": int(loud[0]) * 10} if len(loud) else {}

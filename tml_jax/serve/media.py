@@ -1,4 +1,4 @@
-"""Sound and video files on the client's side.
+"""Sound and pictures on the client's side.
 
 What cannot be read is one sentence (ValueError).
 """
@@ -6,14 +6,19 @@ What cannot be read is one sentence (ValueError).
 import dataclasses
 import io
 import pathlib
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import PIL.Image
-import soundfile
 
-from tml_jax.streams import frames
+from tml_jax.streams import frames, sound, video
 
+RATE = 16_000  # that files are converted to
 JPEG_QUALITY = 92
+RAW_BYTES = 16_384  # pictures up to this size are sent as they are
+THUMBNAIL_SIDE = 96  # pixels
+MAX_THUMBNAILS = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,12 +42,56 @@ class SoundFile:
         return to_pcm(self.samples)
 
 
+class Pictures(Protocol):
+    """What a camera sees; `end_s` is when its last frame is shown."""
+
+    @property
+    def end_s(self) -> float:
+        """Seconds."""
+
+    def pictures(self, width: int, height: int) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, uint8 [H, W, 3]) in order, for a model that sees `width` x `height` of it."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoFile:
-    """Frames uint8 [n, H, W, 3] and when each is shown, in seconds."""
+    """Frames in memory, uint8 [n, H, W, 3], and when each is shown, in seconds."""
 
     frames: list[np.ndarray]
     times_s: list[float]
+
+    @property
+    def end_s(self) -> float:
+        """When the last frame is shown."""
+        return self.times_s[-1]
+
+    def pictures(self, width: int, height: int) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, frame), as they are."""
+        del width, height
+        yield from zip(self.times_s, self.frames, strict=True)
+
+
+class Thumbnails:
+    """A few small pictures of a video, spread evenly over it, however long it is.
+
+    Attributes:
+      shots: (seconds, uint8 [H, W, 3]).
+    """
+
+    def __init__(self) -> None:
+        """Makes an empty collection."""
+        self.shots: list[tuple[float, np.ndarray]] = []
+        self._apart_s = 0.0
+
+    def add(self, time_s: float, frame: np.ndarray) -> None:
+        """A frame of the video, in order."""
+        if self.shots and time_s < self.shots[-1][0] + self._apart_s - 1e-3:
+            return
+        scale = min(1.0, THUMBNAIL_SIDE / max(frame.shape))
+        self.shots.append((time_s, frames.resize(frame, *(max(1, round(scale * n)) for n in frame.shape[1::-1]))))
+        if len(self.shots) > MAX_THUMBNAILS:
+            self.shots = self.shots[::2]
+            self._apart_s = (self.shots[-1][0] - self.shots[0][0]) / (len(self.shots) - 1)
 
 
 def to_pcm(samples: np.ndarray) -> np.ndarray:
@@ -51,32 +100,32 @@ def to_pcm(samples: np.ndarray) -> np.ndarray:
 
 
 def read_sound(path: str | pathlib.Path) -> SoundFile:
-    """Reads a sound file as it is, at its own rate and with its own channels; the server converts.
+    """Reads a sound file, or the sound of a video, as one channel at `RATE`.
 
     Raises:
       ValueError: there is no such file, or it holds no readable sound.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"There is no sound file {path}.")
-    try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as sound: is it damaged, cut off, or of another kind?") from error
-    if not samples.size or not np.isfinite(samples).all():
-        raise ValueError(f"The sound file {path} holds no usable samples.")
-    return SoundFile(samples, rate)
+    return SoundFile(sound.read_sound(path, RATE)[:, None], RATE)
 
 
-def read_video(path: str | pathlib.Path, fps: float) -> VideoFile:
-    """Reads a video file, thinned out to at most `fps` frames a second.
+def sound_of_video(path: str | pathlib.Path) -> SoundFile:
+    """The sound of a video file, which may be none at all.
+
+    Raises:
+      ValueError: there is no such file, or its sound cannot be read.
+    """
+    if not sound.has_sound(path):
+        return SoundFile(np.zeros((0, 1), np.float32), RATE)
+    return read_sound(path)
+
+
+def read_video(path: str | pathlib.Path, fps: float) -> video.Video:
+    """A video file, thinned out to at most `fps` frames a second, that is read as it is sent.
 
     Raises:
       ValueError: there is no such file, or it holds no readable video.
     """
-    images, own_fps = frames.read_video(path)
-    step = max(1.0, own_fps / fps)
-    chosen = np.arange(0, len(images), step).astype(int)
-    return VideoFile([images[i] for i in chosen], [i / own_fps for i in chosen.tolist()])
+    return video.open_video(path, fps)
 
 
 def to_jpeg(frame: np.ndarray) -> bytes:

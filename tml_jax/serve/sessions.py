@@ -25,7 +25,6 @@ from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.inbox import Block, Inbox
 from tml_jax.serve.journal import Journal, journal_event
 from tml_jax.serve.pacing import Pacer
-from tml_jax.streams.frames import resize
 from tml_jax.streams.micro_turn import MicroTurnInput
 from tml_jax.streams.speech import Vocoder
 from tml_jax.streams.text import TextDecoder
@@ -162,7 +161,7 @@ class Session:
             raise intake.BadInputError(
                 "This session was opened without video: set sends_video in its config to send some."
             )
-        frame = await self._work(lambda: resize(intake.decode_frame(data, form, width, height), self._spec))
+        frame = await self._work(intake.decode_frame, data, form, width, height, self._spec)
         async with self._busy:
             self._assembler.push_frame(frame)
 
