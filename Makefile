@@ -1,18 +1,29 @@
-# make demo: a live conversation with the shipped model. make test: the tests. Both need Python >= 3.11, git and make.
+# make demo: a live conversation with the shipped model. make test: the tests. make test-newest: what the newest
+# libraries could break, with constraints-newest.txt, in an environment of its own. All need Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
+NEWEST_VENV ?= $(VENV)-newest
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test lint format types clean
+# Parity and files of checkpoints depend on transformers; the step, its kernels, a training run and a served
+# conversation on jax and flax.
+NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/model/test_batch_invariance.py \
+  tests/model/test_kernels.py tests/checkpoint tests/train/test_run.py tests/serve/test_end_to_end.py
+
+.PHONY: demo test test-newest lint format types clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-newest: $(NEWEST_VENV)/.newest
+	$(NEWEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(NEWEST_TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,7 +37,7 @@ types: $(VENV)/.dev $(VENV)/.test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(NEWEST_VENV) out
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -44,4 +55,11 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/.base
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A layer above the other environment: what is the same in both is installed once.
+$(NEWEST_VENV)/.newest: $(VENV)/.test constraints-newest.txt
+	$(BIN)/python -m venv --clear $(NEWEST_VENV)
+	$(BIN)/python $(SITE) > "$$($(NEWEST_VENV)/bin/python $(SITE))/pins.pth"
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-newest.txt -e '.[test]'
 	@touch $@

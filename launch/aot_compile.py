@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
 # Read when jax and libtpu are loaded: no accelerator is looked for, no metadata server asked, no log written.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,33 +25,30 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 
+from launch import cli  # noqa: E402
 from tml_jax.eval import aot  # noqa: E402
 from tml_jax.train.config import load_experiment  # noqa: E402
 
-CONFIG = flags.DEFINE_string("config", "configs/inkling_small.py", "The experiment's file.")
+CONFIG = cli.config("configs/inkling_small.py")
 TOPOLOGY = flags.DEFINE_string("topology", "v5p:2x4x4", "The slice: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
 PROGRAM = flags.DEFINE_enum("program", "micro_turn", aot.PROGRAMS, "What is compiled.")
 SESSIONS = flags.DEFINE_integer("sessions", 32, "Live conversations, or windows of a training step.", lower_bound=1)
 MESH = flags.DEFINE_list("mesh", [], "Sizes of (data, fsdp, expert, tensor); default: the slice's own axes.")
-JSON = flags.DEFINE_string("json", None, "Also write the report here.")
-HLO = flags.DEFINE_string("hlo", None, "Also write the compiled program's HLO text here.")
+JSON = cli.json_out()
+HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    del argv
     if importlib.util.find_spec("libtpu") is None:
         sys.exit(
             "launch.aot_compile: libtpu, the TPU compiler, is missing; pip install -c constraints.txt 'tml_jax[tpu]'."
         )
-    try:
-        shape = tuple(int(size) for size in MESH.value)
-        experiment = load_experiment(CONFIG.value)
-        report, compiled = aot.compile_program(
-            experiment, TOPOLOGY.value, PROGRAM.value, sessions=SESSIONS.value, mesh_shape=shape
-        )
-    except ValueError as error:
-        sys.exit(f"launch.aot_compile: {error}")
+    shape = tuple(int(size) for size in MESH.value)
+    experiment = load_experiment(CONFIG.value)
+    report, compiled = aot.compile_program(
+        experiment, TOPOLOGY.value, PROGRAM.value, sessions=SESSIONS.value, mesh_shape=shape
+    )
     print(aot.render(report))
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps(report.to_json(), indent=1) + "\n")
@@ -60,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -9,13 +9,13 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 
+from launch import cli
 from pallas_kernels.grouped_matmul import bench as grouped_matmul
 from pallas_kernels.sharded_experts import bench as sharded_experts
 from pallas_kernels.static import bench as static
@@ -30,11 +30,11 @@ SUITE = flags.DEFINE_enum(
     "What is measured.",
     required=True,
 )
-CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The model of the suites micro_turn and numerics.")
+CONFIG = cli.config("configs/inkling_tiny.py")
 CHIP = flags.DEFINE_string("chip", "v5p", f"What the two TPU suites are about: {', '.join(TOPOLOGIES)}.")
 OP = flags.DEFINE_string("op", None, f"The one op of the tpu_kernels suite: {', '.join(static.OPS)}. Default: all.")
 REPEATS = flags.DEFINE_integer("repeats", 30, "Timed calls of each thing; medians are reported.", lower_bound=1)
-JSON = flags.DEFINE_string("json", None, "Also write the figures here, named as they are printed.")
+JSON = cli.json_out()
 
 
 def _machine() -> dict[str, str]:
@@ -73,22 +73,18 @@ def _write(figures: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
-    try:
-        if SUITE.value in ("tpu_kernels", "sharded_experts"):
-            on_one_chip = SUITE.value == "tpu_kernels"
-            table, rows = static.run(CHIP.value, OP.value) if on_one_chip else sharded_experts.table(CHIP.value)
-            print(table)
-            _write(_machine() | {"rows": rows})
-            return
-        if SUITE.value == "grouped_matmul":
-            figures = grouped_matmul.measure(REPEATS.value)
-        else:
-            suite = {"micro_turn": bench_micro_turn, "numerics": bench_numerics}[SUITE.value]
-            figures = suite.measure(load_experiment(CONFIG.value).model, REPEATS.value)
-    except ValueError as error:
-        sys.exit(f"launch.bench: {error}")
+    del argv
+    if SUITE.value in ("tpu_kernels", "sharded_experts"):
+        on_one_chip = SUITE.value == "tpu_kernels"
+        table, rows = static.run(CHIP.value, OP.value) if on_one_chip else sharded_experts.table(CHIP.value)
+        print(table)
+        _write(_machine() | {"rows": rows})
+        return
+    if SUITE.value == "grouped_matmul":
+        figures = grouped_matmul.measure(REPEATS.value)
+    else:
+        suite = {"micro_turn": bench_micro_turn, "numerics": bench_numerics}[SUITE.value]
+        figures = suite.measure(load_experiment(CONFIG.value).model, REPEATS.value)
     machine = _machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for name, value in figures.items():
@@ -97,4 +93,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

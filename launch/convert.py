@@ -2,29 +2,36 @@
 
     python -m launch.convert --from=inkling_small_hf --to=inkling_small
     python -m launch.convert --from=checkpoints/inkling_tiny --to=inkling_tiny_hf
+    python -m launch.convert --from=runs/tiny/model --to=tiny_int8 --weights=int8
 
-The direction follows from what ``--from`` holds. A layer at a time is in memory, and every value keeps its bits.
+The direction follows from what ``--from`` holds, and every value keeps its bits. With ``--weights`` a saved model
+stays one, its weights rounded to that dtype. A layer at a time is in memory.
 """
 
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from launch import cli
 from tml_jax.checkpoint import convert
 
 _FROM = flags.DEFINE_string("from", None, "Directory of the checkpoint to read.", required=True)
-_TO = flags.DEFINE_string("to", None, "Directory to write; new or empty.", required=True)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the interaction heads, where a published checkpoint has none.")
+_TO = cli.out_folder("to", None, "Directory to write; new or empty.", required=True)
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", None, ["int8", "bfloat16", "float32"], "Save a saved model again, its weights in this dtype."
+)
+_SEED = cli.seed(0, "Of the interaction heads, where a published checkpoint has none.")
 _SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of a weights file, in 10^9 bytes.", lower_bound=1e-6)
 
 
 def main(argv: Sequence[str]) -> None:
     """Converts, and says what was found."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unexpected argument {argv[1]!r}; every option is a flag.")
+    del argv
     max_shard_bytes = int(_SHARD.value * 1e9)
     try:
-        if convert.is_published(_FROM.value):
+        if _WEIGHTS.value:
+            convert.to_dtype(_FROM.value, _TO.value, _WEIGHTS.value, max_shard_bytes=max_shard_bytes)
+        elif convert.is_published(_FROM.value):
             report = convert.to_saved_model(_FROM.value, _TO.value, seed=_SEED.value, max_shard_bytes=max_shard_bytes)
             print(report)
         else:
@@ -35,4 +42,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

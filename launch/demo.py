@@ -1,45 +1,75 @@
-"""The demo: a server in a second process, the bundled conversation through the real client, figures and a picture.
+"""The demo: a server in a second process, a conversation that shows each behaviour once, and how the model did.
 
-``python -m launch.demo`` leaves ``reply.wav``, ``session.jsonl``, ``timeline.png`` and ``summary.json`` in ``out/``
-and exits with an error where the server fails or the model stays silent.
+``python -m launch.demo`` draws the scenes from held-out voices by ``--seed``, plays them through the real client at
+the pace of time, and leaves ``conversation.wav`` (both sides), ``reply.wav``, ``session.jsonl``, ``timeline.png`` and
+``summary.json`` in ``out/``. What the model does otherwise than expected is told, and is no error.
 """
 
 import pathlib
 import sys
 
-from absl import app, flags
+from rich.console import Console
+from rich.table import Table
 
-from launch import chat
-from tml_jax.serve import client, media, subprocess_server, summary
+from launch import cli
+from tml_jax.checkpoint.store import open_model
+from tml_jax.data.demonstration import draw_scenes
+from tml_jax.data.pipeline import open_bank
+from tml_jax.eval.conversation import make_folder
+from tml_jax.eval.performance import Performance, keep, play
+from tml_jax.serve import client, subprocess_server, summary
 
-_CHECKPOINT = flags.DEFINE_string("demo_checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
-_SOUND = flags.DEFINE_string("demo_wav", "examples/demo.wav", "Sound of the user.")
-_MOVIE = flags.DEFINE_string("demo_video", "examples/demo.mp4", "Video of the user; empty for none.")
-_FOLDER = flags.DEFINE_string("demo_out", "out", "Folder for what comes back.")
-_TITLE = "A live conversation with inkling_tiny"
+_CHECKPOINT = cli.checkpoint()
+_BANK = cli.bank()
+_OUT = cli.out_folder("out", "out", "Folder for what comes back.")
+_SEED = cli.seed(0, "Of everything that is drawn, and of the sessions.")
+
+
+def tables(played: list[Performance]) -> list[Table]:
+    """What the user meant and the model heard and said; and what was expected, what happened, and whether met."""
+    words = Table("scene", "the user meant", "the model heard", "the model said", show_lines=True)
+    judged = Table("scene", "second", "expected", "what happened", "")
+    marks = {True: "[green]met", False: "[red]missed", None: "not tested"}
+    for one in played:
+        meant = " ".join(word for _, word in one.meant())
+        words.add_row(one.scene.name, meant, one.text("heard"), one.text("word"))
+        for outcome in one.outcomes:
+            told = (f"{outcome.time_s:.1f}", outcome.expected, outcome.happened, marks[outcome.met])
+            judged.add_row(outcome.scene, *told)
+        judged.add_section()
+    return [words, judged]
 
 
 def main(argv: list[str]) -> None:
     """Runs the demo."""
     del argv
+    out = pathlib.Path(_OUT.value)
     try:
-        script = client.Script(
-            sound=media.read_sound(_SOUND.value),
-            video=media.read_video(_MOVIE.value, 10.0) if _MOVIE.value else None,
-        )
+        make_folder(out)
+        spec = open_model(_CHECKPOINT.value)[0].stream
+        scenes = draw_scenes(open_bank(_BANK.value), spec, _SEED.value)
         print("Starting the server (it compiles before it opens its port) ...", flush=True)
-        out = pathlib.Path(_FOLDER.value)
-        with subprocess_server.run(_CHECKPOINT.value, ["--journal_dir", str(out / "journals")]) as address:
-            print(f"Streaming {_SOUND.value} at real-time pace to {address} ...", flush=True)
-            figures = chat.hold(address, script, out, chunk_ms=20.0, title=_TITLE)
+        arguments = ["--slots=2", f"--journal_dir={out / 'journals'}"]
+        with subprocess_server.run(_CHECKPOINT.value, arguments) as address:
+            played, compilations = play(address, scenes, spec, _SEED.value)
+        name = pathlib.Path(_CHECKPOINT.value).name
+        figures = keep(out, played, compilations, f"A live conversation with {name}, seed {_SEED.value}")
     except (ValueError, client.SessionError, subprocess_server.ServerFailedError) as error:
         sys.exit(str(error))
-    print()
-    print(summary.table(figures))
-    print(f"\nLook at {out / 'timeline.png'} and listen to {out / 'reply.wav'}.")
-    if not figures["reply_sound_s"]:
-        sys.exit("The model stayed silent: the demo failed.")
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        sys.exit(130)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for table in tables(played):
+        console.print(table)
+    shown = {name: value for name, value in figures.items() if not isinstance(value, list) and name not in _TOLD}
+    print(summary.table(shown))
+    print(f"\n{figures['expectations_met']} of {figures['expectations']} expectations met.")
+    print(f"Look at {out / 'timeline.png'} and listen to {out / 'conversation.wav'}.")
+
+
+_TOLD = ("heard", "said")  # the tables hold them
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

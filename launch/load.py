@@ -6,24 +6,25 @@ one process. Prints how long steps took on the server and how many were too late
 
 import asyncio
 import json
+import math
 import pathlib
 import sys
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from launch import cli
 from tml_jax.serve import client, media, summary
 
-_SERVER = flags.DEFINE_string("server", "127.0.0.1:50051", "host:port of the server.")
+_SERVER = cli.server()
 _SESSIONS = flags.DEFINE_integer("sessions", 8, "Sessions at once.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Length of each.", lower_bound=1)
 _WAV = flags.DEFINE_string("wav", None, "Sound that every session sends, over and over; noise in bursts without it.")
-_VIDEO = flags.DEFINE_bool("video", False, "Send ten small frames a second, too.")
-_CHUNK_MS = flags.DEFINE_float(
-    "chunk_ms", 20.0, "Length of the pieces of sound that are sent.", lower_bound=1, upper_bound=1000
-)
-_JSON = flags.DEFINE_string("json", None, "Where the figures are written as JSON.")
+_FRAMES = flags.DEFINE_bool("frames", False, "Send ten small frames a second, too.")
+_CHUNK_MS = cli.chunk_ms()
+flags.register_validator("seconds", math.isfinite, "must be a finite number")
+_JSON = cli.json_out()
 
 
 def _sound(seed: int) -> media.SoundFile:
@@ -40,37 +41,43 @@ def _sound(seed: int) -> media.SoundFile:
 
 def _video(seed: int) -> media.VideoFile:
     rng = np.random.default_rng(seed)
-    count = round(_SECONDS.value * 10)
-    return media.VideoFile(
-        [rng.integers(0, 255, (40, 40, 3), np.uint8) for _ in range(count)], [i / 10 for i in range(count)]
-    )
+    shots = [rng.integers(0, 255, (40, 40, 3), np.uint8) for _ in range(16)]
+    times_s = [i / 10 for i in range(round(_SECONDS.value * 10))]
+    return media.VideoFile([shots[i % len(shots)] for i in range(len(times_s))], times_s)
 
 
-async def _run() -> tuple[list[client.Recording], list[str], Any]:
-    async def one(seed: int) -> client.Recording:
+async def _run(recordings: list[client.Recording]) -> tuple[list[str], Any]:
+    """Holds all sessions, each into its recording; returns why some failed and, if it is still there, the server."""
+
+    async def one(seed: int) -> None:
         channel = client.connect(_SERVER.value)
         async with channel:
-            script = client.Script(_sound(seed), _video(seed) if _VIDEO.value else None, tail_s=0.0, seed=seed)
-            return await client.converse(channel, script, chunk_ms=_CHUNK_MS.value)
+            script = client.Script(_sound(seed), _video(seed) if _FRAMES.value else None, tail_s=0.0, seed=seed)
+            await client.converse(channel, script, chunk_ms=_CHUNK_MS.value, recording=recordings[seed])
 
-    results = await asyncio.gather(*(one(seed) for seed in range(_SESSIONS.value)), return_exceptions=True)
-    recordings = [result for result in results if isinstance(result, client.Recording)]
-    failures = [str(result) for result in results if isinstance(result, BaseException)]
-    channel = client.connect(_SERVER.value)
-    async with channel:
-        return recordings, failures, await client.server_info(channel)
+    results = await asyncio.gather(*(one(seed) for seed in range(len(recordings))), return_exceptions=True)
+    failures = [str(result) for result in results if result is not None]
+    async with client.connect(_SERVER.value) as channel:
+        try:
+            return failures, await client.server_info(channel)
+        except client.SessionError:
+            return failures, None
 
 
 def main(argv: list[str]) -> None:
     """Runs the load and prints its figures."""
     del argv
+    recordings, stopped = [client.Recording() for _ in range(_SESSIONS.value)], False
+    failures, info = list[str](), None
     try:
-        recordings, failures, info = asyncio.run(_run())
+        failures, info = asyncio.run(_run(recordings))
+    except KeyboardInterrupt:
+        stopped = True
     except (ValueError, client.SessionError) as error:
         sys.exit(str(error))
     steps = [event for recording in recordings for event in recording.events if event["type"] == "step"]
     step_ms = np.asarray([event["ms"] for event in steps] or [0.0])
-    trips = np.concatenate([recording.round_trip_ms for recording in recordings]) if recordings else np.zeros(1)
+    trips = [ms for recording in recordings for ms in recording.round_trip_ms] or [0.0]
     figures = {
         "sessions": _SESSIONS.value,
         "sessions_failed": len(failures),
@@ -86,14 +93,17 @@ def main(argv: list[str]) -> None:
             event["ms"] for recording in recordings for event in recording.events if event["type"] == "silence"
         ),
         "playback_underruns": sum(recording.underruns for recording in recordings),
-        "compilations_after_warmup": info.compilations_after_warmup,
+        "compilations_after_warmup": info and info.compilations_after_warmup,
     }
     print(summary.table(figures))
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+    if stopped:
+        print("Stopped by Ctrl-C: the figures are of what was until then.", file=sys.stderr)
+        sys.exit(130)
     if failures:
         sys.exit(f"{len(failures)} sessions failed, the first because: {failures[0]}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

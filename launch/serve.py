@@ -2,19 +2,19 @@
 
 import asyncio
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from launch import cli
 from tml_jax.serve import bundle, server, sessions
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
+_CHECKPOINT = cli.checkpoint()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer(
     "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
 )
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
-_JOURNAL_DIR = flags.DEFINE_string("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
@@ -36,16 +36,13 @@ def main(argv: list[str]) -> None:
         faster_than_real_time=_UNPACED.value,
         session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
-    try:
-        model = bundle.load_bundle(_CHECKPOINT.value)
+    model = bundle.load_bundle(_CHECKPOINT.value)
 
-        def ready(port: int) -> None:
-            print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
+    def ready(port: int) -> None:
+        print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
 
-        asyncio.run(server.serve(model, settings, ready))
-    except ValueError as error:
-        sys.exit(str(error))
+    asyncio.run(server.serve(model, settings, ready))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

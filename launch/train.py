@@ -1,29 +1,63 @@
-"""Trains an experiment: ``python -m launch.train --config=configs/inkling_tiny.py --workdir=runs/tiny``."""
+"""Trains an experiment: ``python -m launch.train --config=configs/inkling_tiny.py --workdir=runs/tiny``.
 
+Ctrl-C or SIGTERM ends it after the step it is in, with a checkpoint that the same command goes on from, and with exit
+status 130 or 143; a second one ends it at once. (Hosts of a pod go on from the newest checkpoint that they share.)
+
+With JAX_COMPILATION_CACHE_DIR=<folder> in the environment the next run finds there what this one compiled.
+"""
+
+import contextlib
 import dataclasses
 import logging
 import sys
+import time
+from typing import Any
 
 import jax
 from absl import app, flags
 
+from launch import cli
 from tml_jax.eval.describe import describe
 from tml_jax.train.config import ExperimentConfig, load_experiment
+from tml_jax.train.interrupt import Interruption
 
-CONFIG = flags.DEFINE_string("config", "configs/inkling_tiny.py", "The experiment's file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the model go.")
+CONFIG = cli.config("configs/inkling_tiny.py")
+WORKDIR = cli.out_folder("workdir", None, "Where checkpoints, metrics and the model go.")
 TOKENIZER = flags.DEFINE_string("tokenizer", "checkpoints/inkling_tiny/tokenizer.json", "The model's tokenizer.json.")
-BANK = flags.DEFINE_string("bank", None, "The speech bank, where it isn't the experiment's own.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps of the whole run, where not the experiment's own.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Conversations a step, where not the experiment's own.")
-STOP_AFTER = flags.DEFINE_integer("stop_after", None, "Stop at this step, as if the run had been cut there.")
+BANK = cli.bank(None)
+STEPS = flags.DEFINE_integer("steps", None, "Steps of the whole run, where not the experiment's own.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Conversations a step, where not the experiment's own.", lower_bound=1
+)
+MINUTES = flags.DEFINE_float("minutes", None, "Train for so long, start-up and saving included.", lower_bound=0.1)
+LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", None, "Muon's peak rate, where not the experiment's own; AdamW's goes with it.", lower_bound=1e-9
+)
+WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes that make data, where not the experiment's own number.", lower_bound=0
+)
+INIT_FROM = flags.DEFINE_string("init_from", None, "A saved model to begin with, instead of fresh weights.")
+STOP_AFTER = flags.DEFINE_integer(
+    "stop_after", None, "Stop at this step, as if the run had been cut there.", lower_bound=1
+)
 DESCRIBE = flags.DEFINE_bool("describe", False, "Print the model's parameters and costs, allocate nothing, and end.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod (jax.distributed.initialize).")
 
 
 def _experiment() -> ExperimentConfig:
     experiment = load_experiment(CONFIG.value)
-    changes = {k: v for k, v in {"steps": STEPS.value, "batch_size": BATCH_SIZE.value}.items() if v is not None}
+    given = {"steps": STEPS, "batch_size": BATCH_SIZE, "minutes": MINUTES, "workers": WORKERS}
+    changes: dict[str, Any] = {name: flag.value for name, flag in given.items() if flag.value is not None}
+    if STEPS.value is not None:
+        if MINUTES.value is not None:
+            raise ValueError("A run has --steps or --minutes, not both.")
+        changes["minutes"] = None
+    if LEARNING_RATE.value is not None:
+        factor = LEARNING_RATE.value / experiment.train.learning_rate
+        changes |= {
+            "learning_rate": LEARNING_RATE.value,
+            "adam_learning_rate": experiment.train.adam_learning_rate * factor,
+        }
     data = {"bank": BANK.value} if BANK.value else {}
     return dataclasses.replace(
         experiment,
@@ -34,9 +68,10 @@ def _experiment() -> ExperimentConfig:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}.")
+    del argv
+    began = time.monotonic()
     logging.getLogger("tml_jax").setLevel(logging.INFO)
+    interruption = Interruption()
     try:
         experiment = _experiment()
         if DESCRIBE.value:
@@ -46,12 +81,15 @@ def main(argv: list[str]) -> None:
             raise app.UsageError("--workdir says where the run goes; it is required.")
         if DISTRIBUTED.value:
             jax.distributed.initialize()
-        from tml_jax.train.loop import train
+        # The hosts of a pod would each stop at a step of their own.
+        with contextlib.nullcontext() if DISTRIBUTED.value else interruption:
+            from tml_jax.train.loop import Run
 
-        train(experiment, WORKDIR.value, TOKENIZER.value, STOP_AFTER.value)
+            run = Run(experiment, WORKDIR.value, TOKENIZER.value, INIT_FROM.value, began, interruption)
+            run.train(STOP_AFTER.value)
     except ValueError as error:
         sys.exit(f"launch.train: {error}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

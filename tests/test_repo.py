@@ -7,6 +7,8 @@ import subprocess
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parent.parent
 MIB = 1 << 20
@@ -88,7 +90,7 @@ def test_files_are_small():
     assert not big
     model = checkpoints / "inkling_tiny"
     if model.is_dir():
-        assert sum(p.stat().st_size for p in model.iterdir()) <= 16 * MIB
+        assert sum(p.stat().st_size for p in model.iterdir()) <= 32 * MIB
 
 
 def test_modules_are_short():
@@ -104,20 +106,55 @@ def test_no_machine_and_no_registry_is_named():
     assert not found
 
 
-def constraints():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+PINS = {"constraints.txt": {"tpu", "test", "dev", "speech"}, "constraints-newest.txt": {"test"}}
 
 
-def test_constraints_are_plain_pins():
-    assert not [line for line in constraints() if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
+def constraints(file):
+    lines = (ROOT / file).read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def test_every_dependency_is_pinned():
-    def name(requirement):
-        return re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
-
+def requirements(*extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {name(r) for r in project["dependencies"]}
-    wanted |= {name(r) for extra in project["optional-dependencies"].values() for r in extra}
-    assert not wanted - {name(line) for line in constraints()}
+    return [
+        Requirement(line)
+        for lines in (project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras))
+        for line in lines
+    ]
+
+
+def holds(requirement, python):
+    return requirement.marker is None or requirement.marker.evaluate({"python_version": python})
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+@pytest.mark.parametrize("file", PINS)
+def test_every_dependency_has_one_pin_that_pyproject_allows(file, python):
+    pins = [pin for pin in constraints(file) if holds(pin, python)]
+    assert not [str(pin) for pin in pins if not re.fullmatch(r"==[A-Za-z0-9.]+", str(pin.specifier))]
+    versions = {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in pins}
+    assert len(versions) == len(pins)
+    wanted = [requirement for requirement in requirements(*PINS[file]) if holds(requirement, python)]
+    assert not [
+        str(requirement)
+        for requirement in wanted
+        if versions.get(canonicalize_name(requirement.name), "") not in requirement.specifier
+    ]
+
+
+@pytest.mark.parametrize(
+    ("python", "jax", "flax", "together"),
+    [
+        ("3.11", "0.10.2", "0.12.8", True),
+        ("3.12", "0.11.2", "0.12.8", False),
+        ("3.12", "0.12.0.1", "0.12.9", False),
+        ("3.12", "0.11.1", "0.12.10", False),
+        ("3.12", "0.11.2", "0.12.10", True),
+        ("3.13", "0.12.0.1", "0.12.12", True),
+    ],
+)
+def test_versions_that_cannot_work_together_are_excluded(python, jax, flax, together):
+    versions = {"jax": jax, "flax": flax}
+    wanted = [r for r in requirements() if r.name in versions and holds(r, python)]
+    assert {r.name for r in wanted} == set(versions)
+    assert all(versions[r.name] in r.specifier for r in wanted) == together

@@ -1,0 +1,136 @@
+"""What all launch commands share: how they start and fail, and the flags that mean the same everywhere."""
+
+import importlib.metadata
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags
+
+# A flag belongs to the command that asks for it here, whose --help lists it.
+flags.disclaim_key_flags()
+
+_HELP = {"help": True, "helpshort": True, "h": True, "?": True, "helpfull": False}
+_USAGE = 2
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: help and version end with status 0, a wrong command line with 2, any other failure with 1.
+
+    What the user can mend, a wrong flag or a ValueError or OSError of `main`, is told in a sentence.
+    """
+    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    given = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    for argument in given:
+        name = argument.lstrip("-") if argument.startswith("-") else ""
+        if name in _HELP:
+            app.usage(shorthelp=_HELP[name], writeto_stdout=True, exitcode=0)
+        if name == "version":
+            print(f"tml_jax {importlib.metadata.version('tml_jax')}")
+            sys.exit(0)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(" ".join(str(error).split()), _USAGE)
+
+
+def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
+    try:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unexpected argument {argv[1]!r}; every option is a flag.")
+        main(argv)
+    except app.UsageError as error:
+        _fail(str(error), _USAGE)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}." if error.filename else str(error), 1)
+    except ValueError as error:
+        _fail(str(error), 1)
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    command = pathlib.Path(sys.argv[0]).stem
+    print(f"launch.{command}: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def out_file(name: str, default: str | None, text: str) -> flags.FlagHolder:
+    """Defines a flag that names a file to write, refused before the work where it could not be written."""
+    holder = flags.DEFINE_string(name, default, text)
+    flags.register_validator(name, _check_file)
+    return holder
+
+
+def out_folder(name: str, default: str | None, text: str, required: bool = False) -> flags.FlagHolder:
+    """Defines a flag that names a folder to make or fill, refused before the work where it could not be."""
+    holder = flags.DEFINE_string(name, default, text, required=required)
+    flags.register_validator(name, _check_folder)
+    return holder
+
+
+def _check_file(name: str | None) -> bool:
+    # A bucket, gs://..., is no path of this machine.
+    if name and "://" not in name:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            raise flags.ValidationError(f"{path} is a folder, not a file to write.")
+        if not path.parent.is_dir():
+            raise flags.ValidationError(f"{path} cannot be written: there is no folder {path.parent}.")
+        _check_allowed(path if path.exists() else path.parent)
+    return True
+
+
+def _check_folder(name: str | None) -> bool:
+    if name and "://" not in name:
+        path = pathlib.Path(name).absolute()
+        nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+        if not nearest.is_dir():
+            raise flags.ValidationError(f"{name} can be no folder: {nearest} is a file.")
+        _check_allowed(nearest)
+    return True
+
+
+def _check_allowed(path: pathlib.Path) -> None:
+    if not os.access(path, os.W_OK):
+        raise flags.ValidationError(f"{path} must not be written by this user.")
+
+
+def config(default: str) -> flags.FlagHolder:
+    """Defines ``--config``."""
+    return flags.DEFINE_string("config", default, "The experiment's file.")
+
+
+def checkpoint() -> flags.FlagHolder:
+    """Defines ``--checkpoint``."""
+    return flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
+
+
+def json_out() -> flags.FlagHolder:
+    """Defines ``--json``."""
+    return out_file("json", None, "Also write the figures here, as JSON.")
+
+
+def seed(default: int, text: str) -> flags.FlagHolder:
+    """Defines ``--seed``."""
+    return flags.DEFINE_integer("seed", default, text, lower_bound=0, upper_bound=2**32 - 1)
+
+
+def server() -> flags.FlagHolder:
+    """Defines ``--server``."""
+    return flags.DEFINE_string("server", "127.0.0.1:50051", "host:port of the server.")
+
+
+def bank(default: str | None = "checkpoints/speech_bank") -> flags.FlagHolder:
+    """Defines ``--bank``; a default of None stands for the experiment's own."""
+    text = "Folder of the speech bank." if default else "Folder of the speech bank, where not the experiment's own."
+    return flags.DEFINE_string("bank", default, text)
+
+
+def chunk_ms() -> flags.FlagHolder:
+    """Defines ``--chunk_ms``."""
+    text = "Length of the pieces of sound that are sent."
+    return flags.DEFINE_float("chunk_ms", 20.0, text, lower_bound=0.1, upper_bound=1000)
