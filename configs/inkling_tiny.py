@@ -4,6 +4,7 @@ from tml_jax.data.config import Acoustics, Behaviour, DataConfig, Shares
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.train.config import ExperimentConfig, TrainConfig
+from tml_jax.train.spec_augment import SpecAugment
 
 CONFIG = ExperimentConfig(
     name="inkling_tiny",
@@ -72,6 +73,7 @@ CONFIG = ExperimentConfig(
         learning_rate=5e-3,
         adam_learning_rate=2e-3,
         cooldown=0.4,
+        augment=SpecAugment(warp=0.08, bands=2, band_bins=10, frames=0.04),
         ema=0.998,
         remat=False,
         eval_every_s=600.0,

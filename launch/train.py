@@ -36,6 +36,9 @@ LEARNING_RATE = flags.DEFINE_float(
 WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes that make data, where not the experiment's own number.", lower_bound=0
 )
+REPLAY = flags.DEFINE_float(
+    "replay", None, "Share of a batch that was in an earlier one, where not the experiment's own.", lower_bound=0.0
+)
 INIT_FROM = flags.DEFINE_string("init_from", None, "A saved model to begin with, instead of fresh weights.")
 STOP_AFTER = flags.DEFINE_integer(
     "stop_after", None, "Stop at this step, as if the run had been cut there.", lower_bound=1
@@ -58,7 +61,9 @@ def _experiment() -> ExperimentConfig:
             "learning_rate": LEARNING_RATE.value,
             "adam_learning_rate": experiment.train.adam_learning_rate * factor,
         }
-    data = {"bank": BANK.value} if BANK.value else {}
+    data: dict[str, Any] = {"bank": BANK.value} if BANK.value else {}
+    if REPLAY.value is not None:
+        data["replay"] = REPLAY.value
     return dataclasses.replace(
         experiment,
         train=dataclasses.replace(experiment.train, **changes),

@@ -24,7 +24,7 @@ from tml_jax.data.timeline import (
     render,
 )
 from tml_jax.streams import packed
-from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.micro_turn import UNHEARD, StreamSpec
 from tml_jax.streams.text import Tokenizer
 
 SPEC = StreamSpec(audio_tokens=1, max_patches=1, max_text=8, max_output=1, frame_height=40, frame_width=40)
@@ -134,6 +134,19 @@ def test_rendering_to_the_letter(tokenizer):
     assert outputs.heard[:, 0].tolist() == heard
     assert inputs.num_text[12] == 5 and inputs.num_text.sum() == 5
     assert inputs.text[12, :5].tolist() == [c.background, word["eighty"], word["four"], c.user, word["hello"]]
+
+
+def test_what_is_heard_of_talk(tokenizer):
+    """Words that the tokenizer knows, wherever they are said; nothing is known of what nobody wrote down."""
+    loud = np.ones(round(0.6 * SPEC.sample_rate), np.float32)
+    words = (SpokenWord("seven", 0.0, 0.15), SpokenWord("umbrellas", 0.15, 0.35), SpokenWord("please", 0.35, 0.55))
+    talk = (UserSpeech(0.1, loud, words), UserSpeech(1.5, loud))
+    _, outputs = render(Conversation(2.6, talk), SPEC, tokenizer)
+    nothing = tokenizer.control.nothing
+    heard = [nothing] * 13
+    heard[1], heard[3] = tokenizer.encode(" seven")[0], tokenizer.encode(" please")[0]
+    heard[7:11] = [UNHEARD] * 4  # from 1.5 to 2.1 s
+    assert outputs.heard[:, 0].tolist() == heard
 
 
 def test_an_empty_block_ticks(tokenizer):

@@ -76,6 +76,7 @@ class Director:
     def user(self, clip: Clip | Spliced, start_s: float, *, hesitate: bool = False) -> float:
         """The user says a clip from `start_s` on, perhaps hesitating inside it; the end of the last word."""
         audio, words = self._clip(clip, self.voice)
+        words = words or (SpokenWord(clip.text, 0.0, len(audio) / self.spec.sample_rate),)
         if hesitate and len(words) > 1:
             audio, words, breaks = self._break(audio, words)
             for begin, end in breaks:
@@ -90,14 +91,13 @@ class Director:
         if not own or self.rng.random() > share:
             talker, voice = self.cast.talker(self.rng), self._draw_voice()
         clips = talker.family("talk")
-        audio, _ = self._clip(clips[int(self.rng.integers(len(clips)))], voice)
-        self.events.append(UserSpeech(self.now, augment.place(audio, voice)))
+        audio, words = self._clip(clips[int(self.rng.integers(len(clips)))], voice)
+        self.events.append(UserSpeech(self.now, augment.place(audio, voice), words or None))
         self.now += len(audio) / self.spec.sample_rate
 
     def _clip(self, clip: Clip | Spliced, voice: augment.Voice) -> tuple[np.ndarray, tuple[SpokenWord, ...]]:
         audio = clip.audio if isinstance(clip, Spliced) else self.cast.bank.audio(clip)
         words = tuple(SpokenWord(w.text, w.start_s, w.end_s) for w in clip.words)
-        words = words or (SpokenWord(clip.text, 0.0, len(audio) / self.spec.sample_rate),)
         return augment.change_voice(audio, words, voice, self.rng)
 
     def _break(

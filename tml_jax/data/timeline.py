@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tml_jax.streams import dmel, frames, packed, speech
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec
+from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput, StreamSpec
 from tml_jax.streams.text import Tokenizer
 
 FILLERS = frozenset({"um", "uh", "er", "hmm", "mm", "mhm", "ah", "erm"})
 """Sounds of hesitation: they are not words, and the model neither hears nor answers them."""
+
+_MOST_PIECES = 2
+"""A word of more tokens is none that the tokenizer knows; spelled out it would last longer than it is said."""
 
 _EPS = 1e-6  # times are sums of floats; an event at 1.2 s must not fall into the micro-turn that ends at 1.2 s
 
@@ -32,11 +35,14 @@ class SpokenWord(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UserSpeech:
-    """The user speaks: `audio` is float32 at the spec's sample rate, from `start_s` on."""
+    """The user speaks: `audio` is float32 at the spec's sample rate, from `start_s` on.
+
+    `words` is None where nobody wrote them down.
+    """
 
     start_s: float
     audio: np.ndarray
-    words: tuple[SpokenWord, ...] = ()
+    words: tuple[SpokenWord, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -300,11 +306,15 @@ def _write_heard(
     conversation: Conversation, spec: StreamSpec, tokenizer: Tokenizer, outputs: MicroTurnOutput, num_turns: int
 ) -> None:
     outputs.heard[:num_turns] = tokenizer.control.nothing
+    for event in conversation.of(UserSpeech):
+        if event.words is None:
+            end = event.start_s + len(event.audio) / spec.sample_rate
+            outputs.heard[_turn_of(event.start_s, spec) : min(num_turns, _turn_of(end, spec) + 1)] = UNHEARD
     ended = sorted(
         (event.start_s + word.end_s, word.text)
         for event in conversation.of(UserSpeech)
-        for word in event.words
-        if word.text not in FILLERS
+        for word in event.words or ()
+        if word.text not in FILLERS and len(word_tokens(tokenizer, word.text)) <= _MOST_PIECES
     )
     flat = outputs.heard[:num_turns].reshape(-1)  # a view: rows are contiguous
     assert np.shares_memory(flat, outputs.heard)

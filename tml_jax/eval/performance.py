@@ -44,11 +44,11 @@ class Performance:
         return _fit(self.script.sound.mono(), round(self.recording.duration_s * self.script.sound.sample_rate))
 
     def meant(self) -> list[tuple[float, str]]:
-        """(seconds of the whole, word) of the user; of talk to somebody else it is only known that there is some."""
+        """(seconds of the whole, word) of the user; of some talk to others it is only known that there is some."""
         words = []
         for speech in self.scene.conversation.of(UserSpeech):
             start = self.start_s + speech.start_s
-            words += [(start + word.start_s, word.text) for word in speech.words] or [(start, TALK)]
+            words += [(start + word.start_s, word.text) for word in speech.words or ()] or [(start, TALK)]
         return sorted(words)
 
     def text(self, kind: str) -> str:

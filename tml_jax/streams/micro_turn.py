@@ -133,6 +133,10 @@ class MicroTurnInput:
     num_text: Array
 
 
+UNHEARD = -1
+"""In `MicroTurnOutput.heard` of a target: what is said there isn't known, and nothing is to be learnt from it."""
+
+
 @_pytree
 @dataclasses.dataclass(frozen=True)
 class MicroTurnOutput:
@@ -149,7 +153,8 @@ class MicroTurnOutput:
       speaking: bool [...], whether this micro-turn carries sound.
       mel: float [..., max_output, mel_frames_per_patch, mel_bins], normalised log mel (see `streams.speech`);
         zero where not speaking.
-      heard: int32 [..., max_output], the user's word that has just ended, or ``<|nothing|>``.
+      heard: int32 [..., max_output], the user's word that has just ended, or ``<|nothing|>``; in a target `UNHEARD`
+        where somebody speaks and nobody wrote down what.
     """
 
     tokens: Array

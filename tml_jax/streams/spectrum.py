@@ -23,6 +23,15 @@ def _mel(hz: float) -> float:
     return hz * 3 / 200 if hz < 1000 else 15 + 27 * np.log(hz / 1000) / np.log(6.4)
 
 
+def _corners(num_mels: int, sample_rate: int) -> np.ndarray:
+    return _hz(np.linspace(0, _mel(sample_rate / 2), num_mels + 2))
+
+
+def mel_centres(num_mels: int, sample_rate: int) -> Float[np.ndarray, "mels"]:
+    """The frequency in hertz at which each of `MelFilters` peaks."""
+    return _corners(num_mels, sample_rate)[1:-1]
+
+
 class MelFilters:
     """Triangular filters of equal area from 0 Hz to half the sample rate, over the bins of an FFT of `window`.
 
@@ -37,7 +46,7 @@ class MelFilters:
     """
 
     def __init__(self, window: int, num_mels: int, sample_rate: int, dtype: type[np.floating]) -> None:
-        corners = _hz(np.linspace(0, _mel(sample_rate / 2), num_mels + 2))
+        corners = _corners(num_mels, sample_rate)
         bins = np.linspace(0, sample_rate / 2, window // 2 + 1)
         # Between corner i and the next filter i rises and filter i - 1 falls.
         band = np.clip(np.searchsorted(corners, bins, side="right") - 1, 0, num_mels)

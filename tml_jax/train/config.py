@@ -7,6 +7,7 @@ from typing import Literal
 
 from tml_jax.data.config import DataConfig
 from tml_jax.model.config import InteractionConfig
+from tml_jax.train.spec_augment import SpecAugment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TrainConfig:
       balance_rate: how far a step moves an expert's correction bias.
       flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
+      augment: changes to the user's sound, drawn anew in each step; None: none.
       ema: decay of the averaged weights that evaluation and export use.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the weights. remat: recompute each scanned unit in the backward pass: less memory, a third more work.
@@ -44,6 +46,7 @@ class TrainConfig:
     flow_weight: float = 0.3
     heard_weight: float = 0.5
     listen_weight: float = 1.0
+    augment: SpecAugment | None = None
     ema: float = 0.999
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -186,10 +186,14 @@ class Run:
         if self.config.minutes is not None:  # compiled before it is timed: the last one has to fit in
             evaluate(self.trainer, state, held_out[:1])
             judge()
+        running = None
         while not (progress.over(step) or step == stop_after or self._interruption.requested):
             scale = schedule(self.config, step, progress.share(step))
             batch = next(data)
             state, metrics = self.trainer.step(state, batch, scale)
+            # One step runs while the next batch is made; more in flight, and the clock would be far behind them.
+            jax.block_until_ready(running)
+            running = metrics
             step += 1
             self._interruption.defer()
             meter.count(batch)

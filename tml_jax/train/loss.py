@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from tml_jax.model.interaction import InteractionModel, Params, Spoken
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
+from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput
 from tml_jax.train.config import TrainConfig
 
 Metrics = dict[str, Array]
@@ -79,8 +79,9 @@ def loss(
     weight = jnp.where(listening, config.listen_weight, 1.0) * real
     token_loss = jnp.sum(token_ce * weight) / jnp.maximum(jnp.sum(speech), 1)
 
-    word = real & (outputs.heard != control.nothing)
-    heard_ce = _cross_entropy(predictions.heard_logits, outputs.heard) * real
+    known = real & (outputs.heard != UNHEARD)
+    word = known & (outputs.heard != control.nothing)
+    heard_ce = _cross_entropy(predictions.heard_logits, outputs.heard) * known
     heard_loss = jnp.sum(heard_ce) / jnp.maximum(jnp.sum(word), 1)
 
     flow = flow_loss(model, params, predictions.spoken, outputs.mel, flow_key)

@@ -17,6 +17,7 @@ from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.optimizer import balance_experts, make_optimizer, optimizer_shardings
+from tml_jax.train.spec_augment import change_sound
 
 
 @functools.partial(
@@ -118,11 +119,20 @@ class Trainer:
         with jax.set_mesh(self.mesh):
             return self._evaluate(params, self.place(batch))
 
+    def _augmented(self, batch: Batch, key: jax.Array) -> Batch:
+        inputs, outputs = batch
+        if self.config.augment is None:
+            return batch
+        audio = change_sound(inputs.audio, self.config.augment, self.model.config.stream.sample_rate, key)
+        return dataclasses.replace(inputs, audio=audio), outputs
+
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, loss_lib.LossOutput]:
         return loss_lib.loss(self.model, params, batch, self.config, self.num_tokens, key)
 
     def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+        # The same draws whether or not the sound is changed.
+        batch = self._augmented(batch, jax.random.fold_in(key, 1))
         gradients, out = jax.grad(self._loss, has_aux=True)(state.params, batch, key)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
