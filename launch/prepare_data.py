@@ -15,7 +15,9 @@ from launch import cli
 from tml_jax.data import speech_bank, speech_engines, synthesis
 
 _OUT = cli.out_folder("out", None, "Folder of the bank.", required=True)
-_ENGINES = flags.DEFINE_list("engines", ["flite", "espeak", "festival", "piper", "kokoro"], "Engines to use.")
+_ENGINES = flags.DEFINE_list(
+    "engines", ["flite", "espeak", "festival", "piper", "rhvoice", "pico", "kokoro"], "Engines to use."
+)
 _VOICES = flags.DEFINE_list(
     "voices", [], "Only these voices, for example kokoro/af_heart; all of the engines' if empty."
 )

@@ -49,7 +49,7 @@ def test_a_warp_moves_every_sound_of_a_conversation_by_one_ratio():
     ratios = hertz[source[:, 0, 0, 20:70]] / hertz[20:70]
     assert np.ptp(ratios, axis=1).max() < 0.1, "within the rounding to a bin"
     means = ratios.mean(axis=1)
-    assert means.min() < 0.87 and means.max() > 1.13 and means.min() >= 0.8 and means.max() <= 1.2
+    assert means.min() < 0.87 and means.max() > 1.13 and means.min() > 0.78 and means.max() < 1.22
 
 
 @pytest.mark.parametrize("wrong", [{"warp": 0.5}, {"warp": -0.1}, {"frames": 1.0}, {"bands": -1}, {"stretch": 0}])

@@ -102,8 +102,13 @@ class DataConfig:
     bank: str = "checkpoints/speech_bank"
     seed: int = 0
     shares: Shares = Shares()
-    engines: tuple[tuple[str, float], ...] = (("kokoro", 0.55), ("flite", 0.2), ("festival", 0.13), ("espeak", 0.06))
-    talkers: tuple[tuple[str, float], ...] = (("recorded", 0.4), ("kokoro", 0.35), ("flite", 0.1), ("festival", 0.1))
+    engines: tuple[tuple[str, float], ...] = (
+        *(("kokoro", 0.55), ("flite", 0.2), ("festival", 0.13), ("espeak", 0.06)),
+        *(("rhvoice", 0.25), ("pico", 0.1)),
+    )
+    talkers: tuple[tuple[str, float], ...] = (
+        *(("recorded", 0.4), ("kokoro", 0.35), ("flite", 0.1), ("festival", 0.1), ("rhvoice", 0.1), ("pico", 0.05)),
+    )
     acoustics: Acoustics = Acoustics()
     behaviour: Behaviour = Behaviour()
     store: str | None = None

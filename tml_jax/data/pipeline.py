@@ -23,6 +23,7 @@ from multiprocessing import resource_tracker
 import grain
 import jax
 import numpy as np
+import threadpoolctl
 from absl import flags
 
 from tml_jax.data.config import DataConfig
@@ -169,7 +170,7 @@ class Pipeline:
             flags.FLAGS.mark_as_parsed()
         one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=4)
-        return iter(data.to_iter_dataset(one).mp_prefetch(options, _end_with_parent))
+        return iter(data.to_iter_dataset(one).mp_prefetch(options, _begin_worker))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +199,10 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker: it ends with its trainer, however that ended."""
+def _begin_worker(worker: int, workers: int) -> None:
+    """In a worker: one core, no accelerator, and it ends with its trainer, however that ended."""
+    jax.config.update("jax_platforms", "cpu")
+    threadpoolctl.threadpool_limits(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

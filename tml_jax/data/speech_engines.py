@@ -1,9 +1,10 @@
-"""Five speech synthesisers behind one call, `say(voice, utterance) -> (waveform, sample rate)`.
+"""Seven speech synthesisers behind one call, `say(voice, utterance) -> (waveform, sample rate)`.
 
 They are what `launch.prepare_data` makes the speech bank with; nothing else in the project needs them.
 `pip install tml_jax[speech]` brings the Python side; the Debian packages `flite`, `espeak-ng`, `festival`,
-`festvox-kallpc16k`, `festvox-kdlpc16k` and `festvox-us-slt-hts` the programs; the Kokoro style vectors are the
-folder `package/voices` of `npm pack kokoro-js`. Kokoro's phonemes come from espeak-ng.
+`festvox-kallpc16k`, `festvox-kdlpc16k`, `festvox-us-slt-hts` and, of its section non-free, `rhvoice-english` and
+`libttspico-utils` the programs; the Kokoro style vectors are the folder `package/voices` of `npm pack kokoro-js`.
+Kokoro's phonemes come from espeak-ng.
 """
 
 import dataclasses
@@ -60,6 +61,9 @@ _KOKORO = "Apache-2.0 (Kokoro-82M by hexgrad)"
 _CMU = "CMU Flite licence (BSD-like, attribution to Carnegie Mellon University)"
 _FESTVOX = "free to use and distribute with attribution (CSTR, University of Edinburgh, and Carnegie Mellon University)"
 _ESPEAK = "output of espeak-ng (the program is GPL-3.0-or-later, its output is not covered)"
+_ARCTIC = "free to use and distribute with attribution (CMU ARCTIC, Carnegie Mellon University; spoken by RHVoice)"
+_RHVOICE = "output of RHVoice (the program and this voice are LGPL-2.1-or-later, its output is not covered)"
+_PICO = "Apache-2.0 (SVOX Pico)"
 _PIPER = "CC0 per the model card of en_US-joe-medium (fine-tuned from the Lessac voice)"
 
 
@@ -84,6 +88,9 @@ VOICES: tuple[VoiceSpec, ...] = (
     *_specs("flite", "kal16 awb rms slt", 200, 60, _CMU),
     *_specs("festival", "slt_hts ked kal", 200, 60, _FESTVOX),
     *_specs("piper", "joe", 200, 60, _PIPER),
+    *_specs("rhvoice", "bdl clb slt", 200, 60, _ARCTIC),
+    *_specs("rhvoice", "alan", 200, 60, _RHVOICE),
+    *_specs("pico", "en-US en-GB", 200, 60, _PICO),
     *_specs("espeak", _ESPEAK_VOICES, 40, 60, _ESPEAK),
     *_specs("kokoro", _ENGLISH, 70, 8, _KOKORO),
     *_specs("kokoro", _FOREIGN, 36, 8, _KOKORO),
@@ -135,21 +142,21 @@ def _missing_program(name: str) -> RuntimeError:
     return RuntimeError(f"The program {name!r} isn't installed; install it with `apt-get install {name}`.")
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], text: str | None = None) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60).stdout
     except FileNotFoundError as error:
         raise _missing_program(command[0]) from error
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"{command[0]} failed: {error.stderr.strip() or 'no message'}.") from error
 
 
-def _record(command: Callable[[str], list[str]]) -> tuple[Waveform, int]:
-    """Runs a program that writes a wave file; `command(path)` gives its arguments."""
+def _record(command: Callable[[str], list[str]], text: str | None = None) -> tuple[Waveform, int]:
+    """Runs a program that writes a wave file; `command(path)` gives its arguments, and it may read `text`."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "speech.wav"
         arguments = command(str(path))
-        _run(arguments)
+        _run(arguments, text)
         if not path.exists():
             raise RuntimeError(f"{arguments[0]} wrote no sound; is the voice's package installed?")
         samples, rate = soundfile.read(path, dtype="float32")
@@ -166,6 +173,18 @@ def espeak(voice: str, utterance: Utterance) -> tuple[Waveform, int]:
     """espeak-ng: a language, an accent of it, or either with a +variant."""
     words_per_minute = str(round(160 * utterance.speed))
     return _record(lambda path: ["espeak-ng", "-v", voice, "-s", words_per_minute, "-w", path, utterance.spoken])
+
+
+def rhvoice(voice: str, utterance: Utterance) -> tuple[Waveform, int]:
+    """RHVoice: bdl, clb, slt, alan (24 kHz)."""
+    percent = str(round(100 * utterance.speed))
+    return _record(lambda path: ["RHVoice-test", "-p", voice, "-r", percent, "-o", path], utterance.spoken)
+
+
+def pico(voice: str, utterance: Utterance) -> tuple[Waveform, int]:
+    """SVOX Pico: en-US, en-GB."""
+    spoken = f'<speed level="{round(100 * utterance.speed)}">{utterance.spoken}</speed>'
+    return _record(lambda path: ["pico2wave", "-l", voice, "-w", path, spoken])
 
 
 _FESTIVAL_VOICES = {"slt_hts": "cmu_us_slt_arctic_hts", "ked": "ked_diphone", "kal": "kal_diphone"}
@@ -310,6 +329,8 @@ def load_engine(name: str, kokoro_voices: pathlib.Path, seed: int, threads: int 
         "espeak": lambda: espeak,
         "festival": load_festival,
         "piper": lambda: load_piper(threads),
+        "rhvoice": lambda: rhvoice,
+        "pico": lambda: pico,
     }
     if name not in loaders:
         raise ValueError(f"Unknown speech engine {name!r}; choose from {', '.join(loaders)}.")
