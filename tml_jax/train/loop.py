@@ -127,14 +127,16 @@ class Run:
             batches = list(itertools.islice(held_out.batches(), count))
             with contextlib.closing(data.batches(int(state.step))) as made:
                 state = self._loop(state, progress, made, batches, checkpoints, stop_after)
-        if self._interruption.requested and not progress.over(int(state.step)):
-            return state
+                if not self._interruption.requested or progress.over(int(state.step)):
+                    self._save_model(state)
+        return state
+
+    def _save_model(self, state: TrainState) -> None:
         if jax.process_count() > 1:
             LOG.info("the weights are spread over a pod and stay in %s", self.directory / "checkpoints")
-            return state
+            return
         average = jax.device_get(state.average)
         save_model(self.directory / "model", self.experiment.model, average, self._tokenizer_path, dtype="bfloat16")
-        return state
 
     def _begin(self, checkpoints: TrainCheckpoints) -> tuple[TrainState, float]:
         """The state to go on from, and the seconds that the run has taken so far."""

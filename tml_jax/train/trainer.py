@@ -33,6 +33,12 @@ class TrainState:
     optimizer: Any
 
 
+def _compiler_options(mesh: Mesh) -> dict[str, bool | int] | None:
+    """On an NVIDIA GPU products are cuBLAS's own: to try Triton kernels for each takes longer than a short run gains."""
+    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0} if on_gpu else None
+
+
 class Trainer:
     """The compiled training and evaluation steps of an experiment on a mesh."""
 
@@ -45,8 +51,11 @@ class Trainer:
         weights = sharding.shardings(self.model.axes, self.model.abstract, mesh)
         optimizer = optimizer_shardings(self.tx, self.model.abstract, weights, mesh)
         self.shardings = TrainState(replicated, weights, weights, optimizer)
-        self._step = jax.jit(self._train_step, donate_argnums=0, out_shardings=(self.shardings, replicated))
-        self._evaluate = jax.jit(self._evaluate_batch, out_shardings=replicated)
+        options = _compiler_options(mesh)
+        self._step = jax.jit(
+            self._train_step, donate_argnums=0, out_shardings=(self.shardings, replicated), compiler_options=options
+        )
+        self._evaluate = jax.jit(self._evaluate_batch, out_shardings=replicated, compiler_options=options)
 
     def start_from(self, params: Params) -> TrainState:
         """A state at step 0 with these weights, placed."""
