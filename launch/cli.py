@@ -1,5 +1,6 @@
 """What all launch commands share: how they start and fail, and the flags that mean the same everywhere."""
 
+import atexit
 import importlib.metadata
 import os
 import pathlib
@@ -16,12 +17,27 @@ _HELP = {"help": True, "helpshort": True, "h": True, "?": True, "helpfull": Fals
 _USAGE = 2
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], *, at_once: bool = False) -> None:
     """Runs a command: help and version end with status 0, a wrong command line with 2, any other failure with 1.
 
     What the user can mend, a wrong flag or a ValueError or OSError of `main`, is told in a sentence.
+
+    Args:
+      main: the command.
+      at_once: end the process after its exit handlers, without taking the interpreter apart. That hung for minutes
+        with CUDA's arrays and the shared memory of many data workers about.
     """
-    app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+    try:
+        app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)
+    except SystemExit as end:
+        if not at_once:
+            raise
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1 if isinstance(end.code, str) else end.code or 0)
 
 
 def _parse(argv: list[str]) -> list[str]:
