@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -190,24 +192,90 @@ def write(directory, found, like):
     (directory / "config.json").write_text((like / "config.json").read_text())
 
 
+EXPERTS = "model.llm.layers.3.mlp.experts."
+
+
+def quantize(found):
+    """As NVFP4 is published: two values in a byte, a scale for 16 of them, and one for an expert."""
+    e, f, d = found[EXPERTS + "w13_weight"].shape
+    found[EXPERTS + "w13_weight"] = np.zeros((e, f, d // 2), np.uint8)
+    found[EXPERTS + "w13_weight_scale"] = np.zeros((e, f, d // 16), ml_dtypes.float8_e4m3fn)
+    found[EXPERTS + "w13_weight_scale_2"] = np.zeros(e, np.float32)
+
+
+def split(found):
+    for i, expert in enumerate(found.pop(EXPERTS + "w13_weight")):
+        found[f"{EXPERTS}{i}.w1.weight"], found[f"{EXPERTS}{i}.w3.weight"] = expert[::2].copy(), expert[1::2].copy()
+
+
+def split_projections(found):
+    stacked = found.pop(EXPERTS + "w13_weight")
+    found[EXPERTS + "gate_proj"], found[EXPERTS + "up_proj"] = stacked[:, ::2].copy(), stacked[:, 1::2].copy()
+
+
+def pad(name, rows):
+    def change(found):
+        found[name] = np.zeros((rows, 32), np.float32)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.pop("model.llm.layers.3.attn.wq_du.weight"), r"lacks tensor .*layers.3.attn.wq_du.* \[32, 32\]"),
         (
             lambda t: t.update({"model.llm.norm.weight": np.zeros(31, np.float32)}),
-            r"'model.llm.norm.weight' .* shape \[31\]; this model expects \[32\]",
+            r"'model.llm.norm.weight' .* shape \[31\], but by its config.json it is \[32\]",
         ),
-        (lambda t: t.update({"model.llm.layers.9.x": np.zeros(1)}), r"holds tensor 'model.llm.layers.9.x'"),
+        (
+            lambda t: t.update({"model.llm.layers.9.x": np.zeros(1)}),
+            r"holds tensor 'model.llm.layers.9.x', .* place\.$",
+        ),
         (lambda t: t.update({"interaction.clock.w": np.zeros(1)}), r"'interaction.clock.w'"),
+        (quantize, r"3.mlp.experts.w13_weight_scale' and 1 more, .* are quantized, as NVFP4 or FP8 are"),
+        (split, r"3.mlp.experts.0.w1.weight' and 7 more, .* experts lie one by one"),
+        (split_projections, r"3.mlp.experts.gate_proj' and 1 more, .* not interleaved"),
+        (pad("model.llm.embed.weight", 128), r"embed.weight' .* \[128, 32\], but by its config.json it is \[96, 32\]"),
+        (
+            pad("model.llm.unembed.weight", 80),
+            r"unembed.weight' .* \[80, 32\], but by its config.json it is \[96, 32\]",
+        ),
     ],
 )
-def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(published, tmp_path, change, message):
+def test_a_checkpoint_of_another_layout_is_refused_before_anything_is_written(published, tmp_path, change, message):
     found = tensors(published)
     change(found)
-    write(tmp_path, found, published)
-    with pytest.raises(ValueError, match=message):
-        huggingface.HuggingFaceCheckpoint(tmp_path)
+    (tmp_path / "from").mkdir()
+    write(tmp_path / "from", found, published)
+    refused(tmp_path, message)
+
+
+def refused(tmp_path, message):
+    with pytest.raises(ValueError, match=message) as error:
+        convert.to_saved_model(tmp_path / "from", tmp_path / "to")
+    assert "\n" not in str(error.value) and not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("model_type", ["inkling2", "llama", None])
+def test_another_model_type_is_refused(published, tmp_path, model_type):
+    shutil.copytree(published, tmp_path / "from")
+    path = tmp_path / "from" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    refused(tmp_path, rf"not an Inkling config: its model_type is {model_type!r}, not 'inkling_mm_model'")
+
+
+def test_a_missing_and_a_cut_shard_are_named(published, tmp_path):
+    shutil.copytree(published, tmp_path / "from")
+    shard = sorted((tmp_path / "from").glob("*.safetensors"))[1]
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-7])
+    refused(tmp_path, rf"{shard.name} is cut off: it has {len(data) - 7} of the {len(data)} bytes")
+    for junk in (data[:100], data[:5], b""):  # within its header
+        shard.write_bytes(junk)
+        refused(tmp_path, rf"{shard.name} is not a readable safetensors file")
+    shard.unlink()
+    refused(tmp_path, rf"model.safetensors.index.json names {shard.name}, which is not there")
 
 
 def test_damaged_files_are_refused_in_a_sentence(published, tmp_path):
@@ -215,9 +283,6 @@ def test_damaged_files_are_refused_in_a_sentence(published, tmp_path):
         huggingface.HuggingFaceCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text((published / "config.json").read_text())
     with pytest.raises(ValueError, match=r"holds no model.safetensors"):
-        huggingface.HuggingFaceCheckpoint(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(next(published.glob("*.safetensors")).read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"model.safetensors is not a readable safetensors file"):
         huggingface.HuggingFaceCheckpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"not an Inkling config"):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -66,6 +67,15 @@ SCALE = {"dense": "mlp.global_scale", "sparse": "mlp.gate.global_scale"}
 OURS = "interaction."
 # Multi-token prediction: published, not part of the model that interacts.
 SKIPPED = "model.mtp."
+# What other layouts call their tensors, and what that means.
+FOREIGN = (
+    (
+        r"_scale(_inv|_2)?$|_packed$|_zero_point$",
+        "its weights are quantized, as NVFP4 or FP8 are; take the bfloat16 ones",
+    ),
+    (r"\.experts\.\d+\.", "its experts lie one by one, where the published layout stacks them"),
+    (r"(gate|up|gate_up)_proj|\.w[13](_|\.|$)", "its gate and up projections are not interleaved as w13"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +209,13 @@ class HuggingFaceCheckpoint:
       report: what it holds.
 
     Raises:
-      ValueError: it can't be read, or a tensor is missing, of another shape, or has no place in the model.
+      ValueError: it can't be read, it is no Inkling model or of a foreign layout, or a tensor is missing, of another
+        shape, or has no place in the model.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], config: InteractionConfig | None = None) -> None:
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
-        self.config = read_config(directory) if config is None else config
+        self.config = read_config(directory)
         self.files = TensorFiles(directory)
         table = list(entries(self.config))
         has_heads = any(name.startswith(OURS) for name in self.files)
@@ -214,7 +225,10 @@ class HuggingFaceCheckpoint:
         skipped = [name for name in self.files if name.startswith(SKIPPED)]
         if extra := sorted(set(self.files) - known - set(skipped)):
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-            raise ValueError(f"{directory} holds tensor {extra[0]!r}{more}, for which this model has no place.")
+            meaning = next((f": {text}" for pattern, text in FOREIGN if re.search(pattern, extra[0])), "")
+            raise ValueError(
+                f"{directory} holds tensor {extra[0]!r}{more}, for which this model has no place{meaning}."
+            )
         for entry in table:
             self._check(entry)
         parameters = sum(math.prod(e.shape) for e in table)
@@ -229,8 +243,8 @@ class HuggingFaceCheckpoint:
         found = self.files.spec(entry.name).shape
         if found != entry.published_shape:
             raise ValueError(
-                f"Tensor {entry.name!r} of {self.directory} has shape {list(found)}; "
-                f"this model expects {list(entry.published_shape)}."
+                f"Tensor {entry.name!r} of {self.directory} has shape {list(found)}, "
+                f"but by its config.json it is {list(entry.published_shape)}."
             )
 
     def dtype(self, path: str) -> np.dtype:

@@ -25,6 +25,8 @@ _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -53,7 +55,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
     """The tensors of a directory, by name; each is a read-only array mapped from its file.
 
     Raises:
-      ValueError: there are no such files, one of them is damaged, or the index names a tensor that none holds.
+      ValueError: there are no such files, one of them is damaged or cut off, or the index names a file that isn't
+        there or a tensor that its file doesn't hold.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -68,6 +71,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
         else:
             raise ValueError(f"{self.directory} holds no model.safetensors and no model.safetensors.index.json.")
         for file, expected in files.items():
+            if not (self.directory / file).is_file():
+                raise ValueError(f"{index} names {file}, which is not there.")
             places = _read_header(self.directory / file)
             if expected is not None and (lost := sorted(expected - set(places))):
                 raise ValueError(f"{index} places tensor {lost[0]!r} in {file}, which does not hold it.")
@@ -107,14 +112,19 @@ def _read_index(index: pathlib.Path) -> Mapping[str, set[str]]:
 def _read_header(path: pathlib.Path) -> dict[str, tuple[pathlib.Path, TensorSpec, int]]:
     """Where each tensor of a file lies."""
     try:
-        with safe_open(path, "np"):  # checks the header against the file
-            pass
+        length = path.stat().st_size
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
+            header = json.loads(file.read(min(size, length)))
+        header.pop("__metadata__", None)
+        end = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if length >= end:
+            with safe_open(path, "np"):  # checks all of the header
+                pass
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}).") from error
-    header.pop("__metadata__", None)
+    if length < end:
+        raise ValueError(f"{path} is cut off: it has {length} of the {end} bytes that its header tells of.")
     places = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:

@@ -179,6 +179,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
 
+_MODEL_TYPES = ("inkling_mm_model", "inkling_text")
 _HF_NAMES = {
     "sliding_window": "sliding_window_size",
     "sconv_kernel_size": "conv_kernel_size",
@@ -193,6 +194,10 @@ def text_config_from_hf(hf: Mapping[str, Any]) -> TextConfig:
     Raises:
       ValueError: the config lacks a size that has no default, or is of another model type.
     """
+    if (found := hf.get("model_type")) not in _MODEL_TYPES:
+        raise ValueError(
+            f"This config.json is not an Inkling config: its model_type is {found!r}, not {_MODEL_TYPES[0]!r}."
+        )
     text = dict(hf.get("text_config", hf))
     text = {_HF_NAMES.get(k, k): v for k, v in text.items()}
     if "hidden_size" not in text or not ("num_hidden_layers" in text or "layer_types" in text):
