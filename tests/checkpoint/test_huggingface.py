@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import InklingConfig, InklingForConditionalGeneration
 
 from launch import convert as command
+from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.checkpoint import convert, huggingface, store
 from tml_jax.checkpoint.tensors import TensorFiles
@@ -255,6 +256,16 @@ def refused(tmp_path, message):
     with pytest.raises(ValueError, match=message) as error:
         convert.to_saved_model(tmp_path / "from", tmp_path / "to")
     assert "\n" not in str(error.value) and not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(("rows", "message"), [(79, r"it uses 79 rows .* config says 80"), (97, r"config says 80")])
+def test_a_tokenizer_of_another_model_is_refused(published, tmp_path, rows, message):
+    shutil.copytree(published, tmp_path / "from")
+    (tmp_path / "from" / "tokenizer.json").write_text(tiny.tokenizer_json(rows))
+    refused(tmp_path, message)
+    (tmp_path / "from" / "tokenizer.json").write_text(tiny.tokenizer_json(80))
+    convert.to_saved_model(tmp_path / "from", tmp_path / "to")
+    assert store.load_model(tmp_path / "to")[2].vocab_size == 80
 
 
 @pytest.mark.parametrize("model_type", ["inkling2", "llama", None])

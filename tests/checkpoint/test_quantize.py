@@ -34,9 +34,7 @@ def params():
 def saved(params, tmp_path_factory):
     """(as it is, as int8)"""
     root = tmp_path_factory.mktemp("quantize")
-    (root / "tokenizer.json").write_text(
-        '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
-    )
+    (root / "tokenizer.json").write_text(tiny.tokenizer_json())
     store.save_model(root / "whole", CONFIG, params, root / "tokenizer.json")
     store.save_model(root / "int8", CONFIG, params, root / "tokenizer.json", dtype="int8")
     return root / "whole", root / "int8"

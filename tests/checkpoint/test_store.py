@@ -1,6 +1,7 @@
 """Saved models and training checkpoints: what is written is read back, and what is damaged is named."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from tests.model import tiny
 from tml_jax import sharding
-from tml_jax.checkpoint import store
+from tml_jax.checkpoint import convert, store
 from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_tensors
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, TextConfig, VisionConfig
 from tml_jax.model.interaction import InteractionModel
@@ -54,8 +56,7 @@ def params():
 @pytest.fixture
 def tokenizer(tmp_path):
     path = tmp_path / "source_tokenizer.json"
-    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
-    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    path.write_text(tiny.tokenizer_json())
     return path
 
 
@@ -64,7 +65,7 @@ def test_a_saved_model_is_read_back_exactly(params, tokenizer, tmp_path):
     config, loaded, text = store.load_model(tmp_path / "model")
     assert config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert text.vocab_size == 2
+    assert text.vocab_size == 48 and text.control == InteractionModel(config).control
 
 
 def test_bfloat16_on_disk_is_half_the_size_and_loads_as_float32(params, tokenizer, tmp_path):
@@ -105,12 +106,42 @@ def test_errors_of_a_saved_model_are_one_sentence(params, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="unknown fields"):
         store.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()))
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no tokenizer.json"):
-        store.load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x10" * 100)
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         store.load_model(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer.json' cannot be read: there is no such file"):
+        store.load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "message"),
+    [
+        (40, {}, r"tokenizer.json is of another model: it uses 40 rows of the vocabulary, and .* config says 48"),
+        (49, {}, r"it uses 49 rows of the vocabulary, and the model's config says 48"),
+        (64, {"unpadded_vocab_size": None}, r"vocabulary has 64 rows, of which the tokenizer .* uses 64; .* needs 73"),
+        (56, {"unpadded_vocab_size": 56}, r"vocabulary has 64 rows, of which the tokenizer .* uses 56; .* needs 65"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(params, tokenizer, tmp_path, rows, sizes, message):
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, **sizes))
+    tokenizer.write_text(tiny.tokenizer_json(rows))
+    store.save_model(tmp_path / "model", config, params, tokenizer)
+    with pytest.raises(ValueError, match=message):
+        store.load_model(tmp_path / "model")
+    for write in (convert.to_published, functools.partial(convert.to_dtype, dtype="int8")):
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path / "model", tmp_path / "to")
+        assert not (tmp_path / "to").exists()
+
+
+def test_a_tokenizer_may_leave_rows_out(tmp_path):
+    whole = json.loads(tiny.tokenizer_json())
+    vocab = whole["model"]["vocab"]
+    vocab["<|end|>"] = 47
+    del vocab["c"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert store.open_tokenizer(tmp_path / "tokenizer.json", CONFIG.text).control.listen == 48
 
 
 def test_an_index_that_lies_is_refused(tmp_path):

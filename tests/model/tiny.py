@@ -1,6 +1,7 @@
 """Small models for tests, and conversations of random content that use every modality."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -46,6 +47,15 @@ def config(max_output: int = 1, **text: object) -> InteractionConfig:
         clock=ClockConfig(features=4),
         state=StateConfig(sinks=4, global_window=64),
     )
+
+
+def tokenizer_json(rows: int = 48) -> str:
+    """A tokenizer file of so many rows, one of which is a special token; the model's above has 48."""
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": rows - 1, "content": "<|end|>", **special}]
+    vocab = {chr(ord("a") + i): i for i in range(rows - 1)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    return json.dumps({"version": "1.0", "added_tokens": added, "model": model})
 
 
 def random_params(model: InteractionModel, seed: int = 0) -> Params:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tml_jax.checkpoint import huggingface, store
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorSpec, write_tensors
+from tml_jax.model.config import InteractionConfig
 from tml_jax.model.interaction import InteractionModel
 
 Path = str | os.PathLike[str]
@@ -39,10 +40,11 @@ def to_saved_model(
       max_shard_bytes: of a weights file.
 
     Raises:
-      ValueError: the checkpoint is damaged or is not of its config, or the target isn't empty.
+      ValueError: the checkpoint is damaged or is not of its config, its tokenizer isn't, or the target isn't empty;
+        nothing was written then.
     """
     checkpoint = huggingface.HuggingFaceCheckpoint(source)
-    target = _new_directory(target)
+    target = _new_directory(source, target, checkpoint.config)
     model = InteractionModel(checkpoint.config)
     fresh = huggingface.fresh_params(model, checkpoint.report.fresh, seed)
     specs = [
@@ -59,7 +61,6 @@ def to_saved_model(
             yield layer.astype(dtypes[path], copy=False)
 
     write_tensors(target, specs, pieces, max_shard_bytes=max_shard_bytes)
-    _copy_tokenizer(source, target)
     store.write_config(target, checkpoint.config)
     return checkpoint.report
 
@@ -68,38 +69,35 @@ def to_published(source: Path, target: Path, *, max_shard_bytes: int = DEFAULT_S
     """Saved model -> published layout, in the stored dtypes; int8 weights as the float32 that they stand for.
 
     Raises:
-      ValueError: the model is damaged, or the target isn't empty.
+      ValueError: as `to_saved_model`.
     """
     config, weights = store.open_model(source)
-    target = _new_directory(target)
+    target = _new_directory(source, target, config)
     huggingface.export_params(target, config, weights, max_shard_bytes=max_shard_bytes)
-    _copy_tokenizer(source, target)
 
 
 def to_dtype(source: Path, target: Path, dtype: str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
     """Saved model -> saved model, its weights in another dtype, as `store.write_weights`.
 
     Raises:
-      ValueError: the source is no saved model or is damaged, or the target isn't empty.
+      ValueError: the source is no saved model, or as `to_saved_model`.
     """
     if is_published(source):
         raise ValueError(f"{source} is in the published layout; convert it to a saved model first.")
     config, weights = store.open_model(source)
-    target = _new_directory(target)
+    target = _new_directory(source, target, config)
     store.write_weights(target, config, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    _copy_tokenizer(source, target)
     store.write_config(target, config)
 
 
-def _new_directory(path: Path) -> pathlib.Path:
-    path = pathlib.Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} is not empty; name a new directory.")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _copy_tokenizer(source: Path, target: pathlib.Path) -> None:
-    path = pathlib.Path(source) / store.TOKENIZER_FILE
-    if path.is_file():
-        shutil.copyfile(path, target / store.TOKENIZER_FILE)
+def _new_directory(source: Path, target: Path, config: InteractionConfig) -> pathlib.Path:
+    """Makes the target, with the source's tokenizer where it has one, which must be the model's."""
+    tokenizer, target = pathlib.Path(source) / store.TOKENIZER_FILE, pathlib.Path(target)
+    if tokenizer.is_file():
+        store.open_tokenizer(tokenizer, config.text)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not empty; name a new directory.")
+    target.mkdir(parents=True, exist_ok=True)
+    if tokenizer.is_file():
+        shutil.copyfile(tokenizer, target / store.TOKENIZER_FILE)
+    return target

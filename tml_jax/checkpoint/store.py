@@ -22,7 +22,7 @@ from tml_jax import sharding
 from tml_jax.checkpoint.huggingface import flatten, place_params, read_json
 from tml_jax.checkpoint.quantize import SCALE, Int8Weight, quantize, scale_shape, shared_axes
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
-from tml_jax.model.config import InteractionConfig
+from tml_jax.model.config import InteractionConfig, TextConfig
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams.text import Tokenizer
 
@@ -238,6 +238,40 @@ def write_config(directory: pathlib.Path, config: InteractionConfig) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(config.to_json(), indent=2) + "\n")
 
 
+def read_config(directory: pathlib.Path) -> InteractionConfig:
+    """Reads a saved model's ``config.json``.
+
+    Raises:
+      ValueError: there is none, or it holds something else.
+    """
+    if not (directory / CONFIG_FILE).is_file():
+        raise ValueError(f"{directory} holds no model: it has no {CONFIG_FILE}.")
+    try:
+        return InteractionConfig.from_json(read_json(directory / CONFIG_FILE))
+    except TypeError as error:
+        raise ValueError(f"{directory / CONFIG_FILE} is not the config of an interaction model ({error}).") from error
+
+
+def open_tokenizer(path: str | os.PathLike[str], text: TextConfig) -> Tokenizer:
+    """Reads the tokenizer of a model of these sizes: both then mean the same rows by the control tokens.
+
+    Raises:
+      ValueError: the file can't be read, is another model's tokenizer, or the model has no rows for control tokens.
+    """
+    tokenizer = Tokenizer(path)
+    if tokenizer.vocab_size != text.tokenizer_rows:
+        raise ValueError(
+            f"The tokenizer {path} is of another model: it uses {tokenizer.vocab_size} rows of the vocabulary, and the "
+            f"model's config says {text.tokenizer_rows}."
+        )
+    if (stop := tokenizer.control.stop) > text.vocab_size:
+        raise ValueError(
+            f"The vocabulary has {text.vocab_size} rows, of which the tokenizer {path} uses {tokenizer.vocab_size}; "
+            f"with the control tokens it needs {stop}."
+        )
+    return tokenizer
+
+
 def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, dict[str, np.ndarray | Int8Weight]]:
     """A saved model's config and its weights, by dotted path, mapped and not yet read.
 
@@ -247,12 +281,7 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, di
       ValueError: the directory holds no model, its files are damaged, or its weights are not of its config.
     """
     directory = pathlib.Path(directory)
-    if not (directory / CONFIG_FILE).is_file():
-        raise ValueError(f"{directory} holds no model: it has no {CONFIG_FILE}.")
-    try:
-        config = InteractionConfig.from_json(read_json(directory / CONFIG_FILE))
-    except TypeError as error:
-        raise ValueError(f"{directory / CONFIG_FILE} is not the config of an interaction model ({error}).") from error
+    config = read_config(directory)
     files = TensorFiles(directory)
     model = InteractionModel(config)
     shared = shared_axes(model)
@@ -302,10 +331,10 @@ def load_model(
       mesh: cuts the weights as their logical axes say, each device's block read alone; None: the default device.
 
     Raises:
-      ValueError: the directory holds no model, its files are damaged, or its weights are not of its config.
+      ValueError: the directory holds no model, its files are damaged, or its weights or its tokenizer are not of its
+        config.
     """
+    directory = pathlib.Path(directory)
+    tokenizer = open_tokenizer(directory / TOKENIZER_FILE, read_config(directory).text)
     config, params = load_params(directory, dtype=dtype, mesh=mesh)
-    path = pathlib.Path(directory) / TOKENIZER_FILE
-    if not path.is_file():
-        raise ValueError(f"{directory} holds no {TOKENIZER_FILE}.")
-    return config, params, Tokenizer(str(path))
+    return config, params, tokenizer

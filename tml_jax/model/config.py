@@ -69,6 +69,11 @@ class TextConfig:
         """Decoder layers."""
         return len(self.layer_types)
 
+    @property
+    def tokenizer_rows(self) -> int:
+        """Rows of the vocabulary that are the tokenizer's; the control tokens follow."""
+        return self.unpadded_vocab_size or self.vocab_size
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:

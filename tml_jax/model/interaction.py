@@ -77,7 +77,7 @@ class InteractionModel:
 
     def __init__(self, config: InteractionConfig, dtype: Any = jnp.float32) -> None:
         self.config, self.dtype = config, dtype
-        self.control = ControlTokens(config.text.unpadded_vocab_size or config.text.vocab_size)
+        self.control = ControlTokens(config.text.tokenizer_rows)
         net = nnx.eval_shape(lambda: self._declare(0))
         self._graphdef, weights = nnx.split(net)
         self.abstract: Params = nnx.to_pure_dict(weights)

@@ -71,7 +71,7 @@ class Tokenizer:
 
     Attributes:
       path: the file it was read from.
-      vocab_size: rows that the tokenizer uses; the model's embedding has more.
+      vocab_size: rows that the tokenizer uses, up to its highest id; the model's embedding has more.
       control: ids of the control tokens.
     """
 
@@ -99,7 +99,7 @@ class Tokenizer:
             ) from error
         # What a user types is text, even if it spells the name of a special token.
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         if base is not None and base < self.vocab_size:
             raise ValueError(f"base={base} would overwrite the tokenizer's {self.vocab_size} rows.")
         self.control = ControlTokens(self.vocab_size if base is None else base)

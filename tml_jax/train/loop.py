@@ -23,9 +23,8 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tml_jax import sharding
-from tml_jax.checkpoint.store import TrainCheckpoints, difference, load_params, open_model, save_model
+from tml_jax.checkpoint.store import TrainCheckpoints, difference, load_params, open_model, open_tokenizer, save_model
 from tml_jax.data.pipeline import Batch, Pipeline
-from tml_jax.streams.text import Tokenizer
 from tml_jax.train.bar import log_above_bar
 from tml_jax.train.config import ExperimentConfig, TrainConfig
 from tml_jax.train.interrupt import Interruption
@@ -98,7 +97,7 @@ class Run:
         self._interruption = interruption or Interruption()
         if self.config.minutes is not None and jax.process_count() > 1:
             raise ValueError("A run by minutes is one process's: give a pod's run its steps, which all hosts agree on.")
-        Tokenizer(tokenizer_path)
+        open_tokenizer(tokenizer_path, experiment.model.text)
         self.trainer = Trainer(experiment, sharding.make_mesh(self.config.mesh))
         self._first = jax.process_index() == 0
 
