@@ -4,8 +4,9 @@
     python -m launch.convert --from=checkpoints/inkling_tiny --to=inkling_tiny_hf
     python -m launch.convert --from=runs/tiny/model --to=tiny_int8 --weights=int8
 
-The direction follows from what ``--from`` holds, and every value keeps its bits. With ``--weights`` a saved model
-stays one, its weights rounded to that dtype. A layer at a time is in memory.
+The direction follows from what ``--from`` holds. Every value keeps its bits, and every field of a published config is
+there again in what is exported. With ``--weights`` a saved model stays one, its weights rounded to that dtype. A layer
+at a time is in memory.
 """
 
 from collections.abc import Sequence

@@ -179,6 +179,37 @@ def test_convert_there_and_back_keeps_every_bit(dtype, tmp_path):
     np.testing.assert_array_equal(params["transformer"]["unit_2"]["attn_norm"]["w"][1], stored.astype(np.float32))
 
 
+def test_an_exported_config_has_every_field_that_it_was_read_with(tmp_path):
+    save(reference(), tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    original = json.loads(path.read_text())
+    # As published: other names and derived lists, and what neither we nor `transformers` know.
+    text = original["text_config"]
+    text["sconv_kernel_size"] = text.pop("conv_kernel_size")
+    text["local_layer_ids"] = [i for i, kind in enumerate(text.pop("layer_types")) if kind == "hybrid_sliding"]
+    text["dense_mlp_idx"] = text.pop("mlp_layer_types").count("dense")
+    text["dense_intermediate_size"], text["intermediate_size"] = 48, text.pop("moe_intermediate_size")
+    text |= {"model_max_length": 4096, "bos_token_id": 7, "num_mtp_layers": 3, "of_tomorrow": [1, {"a": None}]}
+    original |= {"eos_token_id": [5, 6], "mtp_config": {"num_nextn_predict_layers": 3}, "of_tomorrow": {"b": 1.5}}
+    path.write_text(json.dumps(original))
+    convert.to_saved_model(tmp_path / "hf", tmp_path / "ours")
+    convert.to_dtype(tmp_path / "ours", tmp_path / "half", "bfloat16")
+    for source in (tmp_path / "ours", tmp_path / "half"):
+        back = source.with_name(f"{source.name}_back")
+        convert.to_published(source, back)
+        found = json.loads((back / "config.json").read_text())
+        ours = found.pop("interaction")
+        assert found == {name: value for name, value in original.items() if name != "interaction"}
+        assert ours["flow"]["width"] == 16 and ours["clock"]["features"] == 2
+        assert huggingface.read_config(back) == huggingface.read_config(tmp_path / "hf")
+    # The published config of another model is not passed off as this one's.
+    text["rms_norm_eps"] = 1e-3
+    (tmp_path / "half" / "published_config.json").write_text(json.dumps(original))
+    with pytest.raises(ValueError, match=r"is of a model of other sizes: text.rms_norm_eps was 0.001 and is now 1e-06"):
+        convert.to_published(tmp_path / "half", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_multi_token_prediction_is_skipped_by_name(published, tmp_path):
     found = tensors(published)
     found["model.mtp.layers.0.attn_norm.weight"] = np.ones(32, np.float32)

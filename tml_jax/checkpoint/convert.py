@@ -3,16 +3,18 @@
 A saved model can also be saved again with its weights in another dtype, which rounds them.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from tml_jax.checkpoint import huggingface, store
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorSpec, write_tensors
-from tml_jax.model.config import InteractionConfig
+from tml_jax.model.config import InteractionConfig, text_config_from_hf
 from tml_jax.model.interaction import InteractionModel
 
 Path = str | os.PathLike[str]
@@ -61,6 +63,7 @@ def to_saved_model(
             yield layer.astype(dtypes[path], copy=False)
 
     write_tensors(target, specs, pieces, max_shard_bytes=max_shard_bytes)
+    _copy(source, target, store.CONFIG_FILE, store.PUBLISHED_FILE)
     store.write_config(target, checkpoint.config)
     return checkpoint.report
 
@@ -68,12 +71,15 @@ def to_saved_model(
 def to_published(source: Path, target: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
     """Saved model -> published layout, in the stored dtypes; int8 weights as the float32 that they stand for.
 
+    A model that was imported has the ``config.json`` that it came with, word for word, and ours beside it.
+
     Raises:
       ValueError: as `to_saved_model`.
     """
     config, weights = store.open_model(source)
+    published = _published_config(pathlib.Path(source) / store.PUBLISHED_FILE, config)
     target = _new_directory(source, target, config)
-    huggingface.export_params(target, config, weights, max_shard_bytes=max_shard_bytes)
+    huggingface.export_params(target, config, weights, published=published, max_shard_bytes=max_shard_bytes)
 
 
 def to_dtype(source: Path, target: Path, dtype: str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
@@ -87,6 +93,7 @@ def to_dtype(source: Path, target: Path, dtype: str, *, max_shard_bytes: int = D
     config, weights = store.open_model(source)
     target = _new_directory(source, target, config)
     store.write_weights(target, config, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    _copy(source, target, store.PUBLISHED_FILE)
     store.write_config(target, config)
 
 
@@ -98,6 +105,23 @@ def _new_directory(source: Path, target: Path, config: InteractionConfig) -> pat
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty; name a new directory.")
     target.mkdir(parents=True, exist_ok=True)
-    if tokenizer.is_file():
-        shutil.copyfile(tokenizer, target / store.TOKENIZER_FILE)
+    _copy(source, target, store.TOKENIZER_FILE)
     return target
+
+
+def _copy(source: Path, target: pathlib.Path, name: str, new_name: str | None = None) -> None:
+    """Copies a file that a directory may have."""
+    path = pathlib.Path(source) / name
+    if path.is_file():
+        shutil.copyfile(path, target / (new_name or name))
+
+
+def _published_config(path: pathlib.Path, config: InteractionConfig) -> dict[str, Any] | None:
+    """The config that a model was imported with, which must still be the model's; None: it wasn't imported."""
+    if not path.is_file():
+        return None
+    published = huggingface.read_json(path)
+    if (text := text_config_from_hf(published)) != config.text:
+        sizes = store.difference(dataclasses.asdict(text), dataclasses.asdict(config.text), "text")
+        raise ValueError(f"{path} is of a model of other sizes: {sizes}; remove it to write a config.json without it.")
+    return published

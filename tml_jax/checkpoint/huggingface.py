@@ -319,6 +319,7 @@ def export_params(
     config: InteractionConfig,
     params: Params | Mapping[str, Any],
     *,
+    published: Mapping[str, Any] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Writes a model in the published layout, with its ``config.json``; dtypes stay what they are.
@@ -327,6 +328,7 @@ def export_params(
       directory: made where it isn't there.
       config: the model's sizes.
       params: nested weights, or weights by dotted path that are read when they are asked for (`store.open_model`).
+      published: the ``config.json`` that the model was imported with; None: it is ours.
       max_shard_bytes: of a file.
     """
     weights = flatten(params) if isinstance(params, dict) else params
@@ -337,15 +339,22 @@ def export_params(
         yield table[name].write(weights[table[name].path])
 
     write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
-    data = json.dumps(config_to_hf(config), indent=2) + "\n"
+    data = json.dumps(config_to_hf(config, published), indent=2) + "\n"
     (pathlib.Path(directory) / "config.json").write_text(data)
 
 
-def config_to_hf(config: InteractionConfig) -> dict[str, Any]:
-    """A ``config.json`` that `transformers` reads; what it doesn't know lies under "interaction"."""
+def config_to_hf(config: InteractionConfig, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A ``config.json`` that `transformers` reads; what it doesn't know lies under "interaction".
+
+    All else is word for word as it was `published`, or, where it wasn't, what the sizes say.
+    """
+    interaction = {part: value for part, value in config.to_json().items() if part != "text"}
+    return {**(_sizes_to_hf(config) if published is None else published), "interaction": interaction}
+
+
+def _sizes_to_hf(config: InteractionConfig) -> dict[str, Any]:
     spec, size = config.stream, config.text.hidden_size
     frames = spec.dmel_frames // spec.audio_tokens
-    ours = config.to_json()
     return {
         "architectures": ["InklingForConditionalGeneration"],
         "model_type": "inkling_mm_model",
@@ -363,7 +372,6 @@ def config_to_hf(config: InteractionConfig) -> dict[str, Any]:
             "temporal_patch_size": spec.patch_frames,
             "text_hidden_size": size,
         },
-        "interaction": {part: value for part, value in ours.items() if part != "text"},
     }
 
 

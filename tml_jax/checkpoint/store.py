@@ -27,6 +27,8 @@ from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams.text import Tokenizer
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+# Of an imported model, the config.json that it was published with: what is exported again has its every field.
+PUBLISHED_FILE = "published_config.json"
 
 
 class Restored(NamedTuple):
