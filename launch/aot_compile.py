@@ -33,7 +33,7 @@ CONFIG = cli.config("configs/inkling_small.py")
 TOPOLOGY = flags.DEFINE_string("topology", "v5p:2x4x4", "The slice: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
 PROGRAM = flags.DEFINE_enum("program", "micro_turn", aot.PROGRAMS, "What is compiled.")
 SESSIONS = flags.DEFINE_integer("sessions", 32, "Live conversations, or windows of a training step.", lower_bound=1)
-MESH = flags.DEFINE_list("mesh", [], "Sizes of (data, fsdp, expert, tensor); default: the slice's own axes.")
+MESH = cli.mesh("the slice's own axes")
 JSON = cli.json_out()
 HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
 
@@ -44,10 +44,9 @@ def main(argv: list[str]) -> None:
         sys.exit(
             "launch.aot_compile: libtpu, the TPU compiler, is missing; pip install -c constraints.txt 'tml_jax[tpu]'."
         )
-    shape = tuple(int(size) for size in MESH.value)
     experiment = load_experiment(CONFIG.value)
     report, compiled = aot.compile_program(
-        experiment, TOPOLOGY.value, PROGRAM.value, sessions=SESSIONS.value, mesh_shape=shape
+        experiment, TOPOLOGY.value, PROGRAM.value, sessions=SESSIONS.value, mesh_shape=cli.mesh_shape(MESH)
     )
     print(aot.render(report))
     if JSON.value:

@@ -125,6 +125,29 @@ def checkpoint() -> flags.FlagHolder:
     return flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
 
 
+def mesh(otherwise: str) -> flags.FlagHolder:
+    """Defines ``--mesh``, read by `mesh_shape`; `otherwise` says what an empty one stands for."""
+    holder = flags.DEFINE_list("mesh", [], f"Sizes of (data, fsdp, expert, tensor); empty: {otherwise}.")
+    flags.register_validator("mesh", _check_mesh)
+    return holder
+
+
+def _check_mesh(sizes: list[str]) -> bool:
+    if sizes and not (len(sizes) == 4 and all(size.strip().isdigit() and int(size) for size in sizes)):
+        raise flags.ValidationError(f"a mesh is four sizes of 1 and more, such as 1,1,4,2, not {','.join(sizes)}.")
+    return True
+
+
+def mesh_shape(holder: flags.FlagHolder) -> tuple[int, ...]:
+    """The sizes that ``--mesh`` gives, or none."""
+    return tuple(int(size) for size in holder.value)
+
+
+def dtype() -> flags.FlagHolder:
+    """Defines ``--dtype``."""
+    return flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model's weights and state.")
+
+
 def json_out() -> flags.FlagHolder:
     """Defines ``--json``."""
     return out_file("json", None, "Also write the figures here, as JSON.")

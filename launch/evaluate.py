@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 
+import jax.numpy as jnp
 from absl import flags
 from tqdm import tqdm
 
@@ -23,10 +24,13 @@ from tml_jax.eval import overheard
 from tml_jax.eval.metrics import judge, summarise
 from tml_jax.eval.rollout import Rollout
 from tml_jax.eval.timeline import Behaviour
+from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel
 
 SUITE = flags.DEFINE_enum("suite", "smoke", ["smoke", "overheard"], "What to measure.")
 CHECKPOINT = cli.checkpoint()
+MESH = cli.mesh("the first device alone")
+DTYPE = cli.dtype()
 BANK = cli.bank()
 SPLIT = flags.DEFINE_enum(
     "split", "heldout", ["heldout", "train"], "Whose voices: held-out ones, or those of training."
@@ -75,8 +79,9 @@ def _verdict(name: str, value: float) -> str:
 
 
 def _measure() -> dict[str, float]:
-    model_config, params, tokenizer = load_model(CHECKPOINT.value)
-    rollout = Rollout(InteractionModel(model_config), params, tokenizer, SLOTS)
+    executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
+    model_config, params, tokenizer = load_model(CHECKPOINT.value, dtype=dtype, mesh=executor.mesh)
+    rollout = Rollout(InteractionModel(model_config, dtype), params, tokenizer, SLOTS, executor)
     if SUITE.value == "overheard":
         return _overheard(rollout)
     config = DataConfig(bank=BANK.value, seed=SEED.value)

@@ -6,9 +6,12 @@ import pathlib
 from absl import flags, logging
 
 from launch import cli
+from tml_jax.executor.executor import Executor
 from tml_jax.serve import bundle, server, sessions
 
 _CHECKPOINT = cli.checkpoint()
+_MESH = cli.mesh("the first device alone")
+_DTYPE = cli.dtype()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer(
     "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
@@ -36,7 +39,8 @@ def main(argv: list[str]) -> None:
         faster_than_real_time=_UNPACED.value,
         session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
-    model = bundle.load_bundle(_CHECKPOINT.value)
+    executor = Executor.of_shape(cli.mesh_shape(_MESH))
+    model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value)
 
     def ready(port: int) -> None:
         print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)

@@ -22,6 +22,7 @@ FLOORS = (
     ("tml_jax.train",),
     ("tml_jax.data",),
     ("tml_jax.checkpoint",),
+    ("tml_jax.executor",),
     ("tml_jax.model",),
     ("tml_jax.streams", "tml_jax.sharding"),
     ("pallas_kernels",),

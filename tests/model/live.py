@@ -1,7 +1,6 @@
 """Runs live conversations and keeps the logits that decided."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tml_jax.model.net import InteractionNet
@@ -9,23 +8,33 @@ from tml_jax.model.step import micro_turn_step
 
 
 def recording_step(model):
-    """The step, returning the logits that decided as well: [slots, output tokens, vocabulary]."""
+    """The step, returning the logits that decided as well: [slots, output tokens, vocabulary], zero where none did."""
+    seen = []
 
+    @jax.jit
     def step(params, state, inputs, rng):
-        seen, original = [], InteractionNet.logits
+        original = InteractionNet.logits
 
         def logits(self, hidden):
-            seen.append(original(self, hidden))
-            return seen[-1]
+            found = original(self, hidden)
+            jax.debug.callback(lambda x: seen.append(np.array(x)), found, ordered=True)
+            return found
 
         InteractionNet.logits = logits
         try:
-            state, out = micro_turn_step(model.net(params), model.control, state, inputs, rng)
+            return micro_turn_step(model.net(params), model.control, state, inputs, rng)
         finally:
             InteractionNet.logits = original
-        return state, (out, jnp.stack(seen, axis=1))
 
-    return jax.jit(step)
+    def run(params, state, inputs, rng):
+        seen.clear()
+        state, out = step(params, state, inputs, rng)
+        jax.effects_barrier()
+        none = [np.zeros_like(seen[0])] * (model.config.stream.max_output - len(seen))
+        real = np.arange(len(seen + none)) < np.asarray(out.num_tokens)[:, None]
+        return state, (out, np.stack(seen + none, axis=1) * real[..., None])
+
+    return run
 
 
 def stream(model, params, inputs, keys):

@@ -13,7 +13,7 @@ import jax, numpy as np
 from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.data.config import DataConfig
-from tml_jax.model.state import declare_state, is_leaf
+from tml_jax.executor.live import LiveModel
 from tml_jax.streams.micro_turn import empty_output
 from tml_jax.train.config import ExperimentConfig, TrainConfig
 from tml_jax.train.trainer import Trainer, TrainState
@@ -50,19 +50,14 @@ for name, mesh in meshes():
     for _ in range(2):
         state, metrics = trainer.step(state, batch(4, 8))
         losses.append(float(metrics["loss"]))
-    model = trainer.model
     placed = jax.device_put(params, trainer.shardings.params)
-    declared = declare_state(config, 4)
-    axes = jax.tree.map(lambda leaf: leaf.axes, declared, is_leaf=is_leaf)
-    live = model.init_state(4)
-    live = jax.device_put(live, sharding.shardings(axes, live, mesh))
-    outs = []
-    with jax.set_mesh(mesh):
-        step = jax.jit(model.step, donate_argnums=1)
-        inputs = tiny.random_inputs(spec, 4, 6)
-        for t in range(6):
-            live, out = step(placed, live, jax.tree.map(lambda x: x[:, t], inputs), np.zeros((4, 2), np.uint32))
-            outs.append(jax.device_get(out))
+    live = LiveModel(trainer.executor, trainer.model, spec, 4)
+    conversations, outs = live.init(), []
+    inputs = tiny.random_inputs(spec, 4, 6)
+    for t in range(6):
+        now = jax.tree.map(lambda x: x[:, t], inputs)
+        conversations, out = live.step(placed, conversations, now, np.zeros((4, 2), np.uint32))
+        outs.append(jax.device_get(out))
     results[name] = (losses, jax.device_get(state.params), outs)
     cut[name] = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params))
 

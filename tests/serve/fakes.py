@@ -57,6 +57,9 @@ class FakeModel:
     def init_state(self, num_slots: int) -> FakeState:
         return FakeState(jnp.zeros(num_slots, jnp.uint32), jnp.zeros(num_slots, bool))
 
+    def state_axes(self, num_slots: int) -> FakeState:
+        return FakeState(("slot",), ("slot",))
+
     def reset(self, state: FakeState, mask: jax.Array) -> FakeState:
         return FakeState(jnp.where(mask, 0, state.hash), state.loud & ~mask)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tml_jax.checkpoint.store import load_model
+from tml_jax.executor.executor import Executor
+from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams.micro_turn import empty_input
 
@@ -18,7 +20,8 @@ MINUTE = 300  # micro-turns
 def test_twenty_simulated_minutes():
     config, params, _ = load_model("checkpoints/inkling_tiny")
     model = InteractionModel(config)
-    step, state = jax.jit(model.step, donate_argnums=1), model.init_state(1)
+    live = LiveModel(Executor(), model, config.stream, 1)
+    step, state = live.step, live.init()
     rng = np.random.default_rng(0)
     keys = np.zeros((1, 2), np.uint32)
     compiled = []

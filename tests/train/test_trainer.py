@@ -1,12 +1,18 @@
-"""The training step, lowered for a GPU that isn't there."""
+"""The training step: in which numbers it is taken, and lowered for a GPU that isn't there."""
 
 import collections
+import dataclasses
+import itertools
 import re
 
 import jax
+import numpy as np
+import pytest
 
 from pallas_kernels import platform
+from tests.train.experiment_small import CONFIG as SMALL
 from tml_jax import sharding
+from tml_jax.data.pipeline import Pipeline
 from tml_jax.streams import packed
 from tml_jax.train.config import load_experiment
 from tml_jax.train.trainer import Trainer
@@ -25,3 +31,43 @@ def test_the_training_step_lowers_for_cuda_without_loops_over_experts():
     turns = [re.search(r"dense<(\d+)> : tensor<i32>", loop)[1] for loop in text.split("stablehlo.while")[1:]]
     matrices = len(jax.tree.leaves(trainer.model.matrices["transformer"], is_leaf=lambda m: isinstance(m, tuple)))
     assert collections.Counter(turns) == {"3": 2, "5": matrices}
+
+
+TOKENIZER = "checkpoints/inkling_tiny/tokenizer.json"
+
+
+def losses(steps, **changes):
+    """Of a run of so many steps, and the state that it ends with."""
+    train = dataclasses.replace(SMALL.train, steps=steps, cooldown=0.3, **changes)
+    experiment = dataclasses.replace(SMALL, train=train)
+    trainer = Trainer(experiment, sharding.make_mesh(()))
+    data = Pipeline(experiment.data, experiment.model.stream, TOKENIZER, train.batch_size, "train").batches()
+    state, found = trainer.init(), []
+    for batch in itertools.islice(data, steps):
+        state, metrics = trainer.step(state, batch)
+        found.append(float(metrics["loss"]))
+    return found, state
+
+
+def test_an_average_follows_small_steps_in_bfloat16_arithmetic():
+    """Its step of a thousandth of the way is far below bfloat16's resolution of the weights."""
+    _, state = losses(3, dtype="bfloat16", ema=0.999, learning_rate=1e-4, adam_learning_rate=1e-4)
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.average))} == {np.dtype("float32")}
+    trainer = Trainer(SMALL, sharding.make_mesh(()))
+    begin = trainer.init()
+    for name in ("params", "average"):
+        moved = jax.tree.map(lambda a, b: float(np.mean(a != b)), getattr(state, name), begin.params)
+        assert np.mean(jax.tree.leaves(moved)) > 0.5, name
+
+
+def test_without_an_average_the_weights_are_what_is_kept():
+    _, state = losses(1, ema=None)
+    assert state.average is None and state.best is state.params
+
+
+@pytest.mark.slow
+def test_bfloat16_arithmetic_follows_float32():
+    """Two runs of 200 steps from the same weights on the same data, the last 20 losses compared."""
+    exact, half = (losses(200, dtype=dtype)[0] for dtype in ("float32", "bfloat16"))
+    assert half != exact
+    assert np.mean(half[-20:]) == pytest.approx(np.mean(exact[-20:]), rel=0.01)

@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 
 from tml_jax import sharding
 from tml_jax.eval import hlo
-from tml_jax.model import state as state_lib
+from tml_jax.executor.executor import Executor
+from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams import packed
-from tml_jax.streams.micro_turn import empty_input
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer
 
@@ -119,19 +119,14 @@ def compile_program(
     """
     mesh = make_mesh(topology, mesh_shape)
     start = time.monotonic()
-    with jax.set_mesh(mesh):
-        lowered = (
-            _micro_turn(experiment, mesh, sessions)
-            if program == "micro_turn"
-            else _train_step(experiment, mesh, sessions)
-        )
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            reason = next((line for line in str(error).splitlines() if "Used" in line), str(error).splitlines()[0])
-            raise ValueError(f"{program} of {sessions} sessions doesn't fit {topology}: {reason.strip()}") from error
+    lower = _micro_turn if program == "micro_turn" else _train_step
+    try:
+        compiled = lower(experiment, mesh, sessions).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = next((line for line in str(error).splitlines() if "Used" in line), str(error).splitlines()[0])
+        raise ValueError(f"{program} of {sessions} sessions doesn't fit {topology}: {reason.strip()}") from error
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}
@@ -152,26 +147,10 @@ def compile_program(
     return report, compiled
 
 
-def _abstract(tree: Any, axes: Any, mesh: Mesh) -> Any:
-    """Shapes and dtypes of a tree of arrays, placed by their logical axes."""
-    placed = sharding.shardings(axes, tree, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placed)
-
-
 def _micro_turn(experiment: ExperimentConfig, mesh: Mesh, sessions: int) -> jax.stages.Lowered:
-    model = InteractionModel(experiment.model, jnp.bfloat16)
-    params = _abstract(model.abstract, model.axes, mesh)
-    leaves = state_lib.declare_state(experiment.model, sessions, jnp.bfloat16)
-    arrays = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves, is_leaf=state_lib.is_leaf)
-    state = _abstract(arrays, jax.tree.map(lambda x: x.axes, leaves, is_leaf=state_lib.is_leaf), mesh)
-    inputs = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty_input(experiment.model.stream, (sessions,))))
-    rng = jax.ShapeDtypeStruct((sessions, 2), jnp.uint32)
-    inputs, rng = (_abstract(x, sharding.leading("slot", x), mesh) for x in (inputs, rng))
-    new_state, outputs = jax.eval_shape(model.step, params, state, inputs, rng)
-    del new_state
-    outputs = sharding.shardings(sharding.leading("slot", outputs), outputs, mesh)
-    shardings = (jax.tree.map(lambda x: x.sharding, state), outputs)
-    return jax.jit(model.step, donate_argnums=1, out_shardings=shardings).lower(params, state, inputs, rng)
+    executor, model = Executor(mesh), InteractionModel(experiment.model, jnp.bfloat16)
+    params = executor.abstract(model.abstract, model.axes)
+    return LiveModel(executor, model, experiment.model.stream, sessions).lower_step(params)
 
 
 def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.stages.Lowered:
@@ -181,7 +160,7 @@ def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.s
     space, group = experiment.data.room, experiment.data.group
     packs = (windows // group, group * space.patches, group * space.speech)
     batch = packed.abstract(experiment.model.stream, (windows, space.turns), *packs)
-    batch = _abstract(batch, sharding.leading("batch", batch), mesh)
+    batch = trainer.executor.abstract(batch, sharding.leading("batch", batch))
     return trainer.lower(trainer.abstract_state(), batch)
 
 

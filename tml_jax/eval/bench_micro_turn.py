@@ -11,13 +11,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from tml_jax.checkpoint import huggingface
+from tml_jax.executor.executor import Executor
+from tml_jax.executor.live import LiveModel
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.model.layout import Layout
@@ -55,8 +56,9 @@ def measure(config: InteractionConfig, repeats: int) -> dict[str, float]:
     model = InteractionModel(config)
     params = model.init_params(0)
     inputs = [_turn(config, turn) for turn in range(fill + repeats)]
-    step, state = jax.jit(model.step, donate_argnums=1), model.init_state(1)
-    embedded, logits = _record(model, step, params, inputs)
+    live = LiveModel(Executor(), model, config.stream, 1)
+    embedded, logits = _record(model, live, params, inputs)
+    step, state = live.step, live.init()
     torch.set_num_threads(os.cpu_count() or 1)
     theirs, cache = _load_transformers(config, params)
     ours_s, theirs_s = [], []
@@ -109,12 +111,12 @@ def _turn(config: InteractionConfig, turn: int) -> MicroTurnInput:
 
 
 def _record(
-    model: InteractionModel, step: Callable[..., Any], params: Params, inputs: list[MicroTurnInput]
+    model: InteractionModel, live: LiveModel, params: Params, inputs: list[MicroTurnInput]
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a session writes: its embedded tokens [1, L, D] in order, and the logits [N, V] of every decision."""
-    state, outputs = model.init_state(1), []
+    state, outputs = live.init(), []
     for one in inputs:
-        state, written = step(params, state, one, KEY)
+        state, written = live.step(params, state, one, KEY)
         outputs.append(written)
     whole = (jax.tree.map(lambda *x: np.stack(x, axis=1), *turns) for turns in (inputs, outputs))
     length = len(inputs) * (model.config.stream.audio_tokens + 1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import timing
+from tml_jax.executor.executor import Executor
 from tml_jax.model.config import InteractionConfig, NumericsConfig
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams import packed
@@ -71,7 +72,7 @@ def _calls(config: InteractionConfig) -> tuple[Callable[[], jax.Array], Callable
     outputs.num_tokens[:] = 1
     length = TURNS * (spec.audio_tokens + spec.max_output)
     forward = jax.jit(model.forward, static_argnums=3)
-    step, keys = jax.jit(model.step), np.zeros((CONVERSATIONS, 2), np.uint32)
+    step, keys = Executor().program(model.step), np.zeros((CONVERSATIONS, 2), np.uint32)
     live = model.init_state(CONVERSATIONS)
     turn = dataclasses.replace(empty_input(spec, shape[:1]), **{name: x[:, 0] for name, x in sound.items()})
     return (

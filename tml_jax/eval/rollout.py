@@ -7,6 +7,8 @@ import jax
 import numpy as np
 
 from tml_jax.data.timeline import Conversation, render
+from tml_jax.executor.executor import Executor
+from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams import packed, speech
 from tml_jax.streams.text import Tokenizer
@@ -20,12 +22,20 @@ class Rollout:
 
     Args:
       model, params: what to run. tokenizer: its own. slots: sessions at once.
+      executor: where it runs; None: on the default device.
     """
 
-    def __init__(self, model: InteractionModel, params: Params, tokenizer: Tokenizer, slots: int) -> None:
+    def __init__(
+        self,
+        model: InteractionModel,
+        params: Params,
+        tokenizer: Tokenizer,
+        slots: int,
+        executor: Executor | None = None,
+    ) -> None:
         self.model, self.params, self.tokenizer, self.slots = model, params, tokenizer, slots
         self.spec = model.config.stream
-        self._step = jax.jit(model.step, donate_argnums=1)
+        self._live = LiveModel(executor or Executor(), model, self.spec, slots)
 
     def run(self, conversations: Sequence[Conversation], seed: int = 0) -> list[list[dict[str, Any]]]:
         """The events of each conversation: the user's side is as simulated, the model's is its own."""
@@ -38,11 +48,11 @@ class Rollout:
         inputs = [render(c, self.spec, self.tokenizer)[0] for c in conversations]
         turns = max(len(i.active) for i in inputs)
         rng = np.stack([np.array([seed + slot, 0], np.uint32) for slot in range(self.slots)])
-        state = self.model.init_state(self.slots)
+        state = self._live.init()
         events: list[list[dict[str, Any]]] = [[] for _ in conversations]
         for turn in range(turns):
             now = packed.live_turn(self.spec, inputs, turn, self.slots)
-            state, out = self._step(self.params, state, now, rng)
+            state, out = self._live.step(self.params, state, now, rng)
             host = jax.device_get(out)
             for slot, found in enumerate(events):
                 if now.active[slot]:

@@ -107,6 +107,11 @@ class InteractionModel:
         """`num_slots` empty sessions."""
         return state_lib.init_state(self.config, num_slots, self.dtype)
 
+    def state_axes(self, num_slots: int) -> Any:
+        """Logical axes of the arrays of `init_state`."""
+        declared = state_lib.declare_state(self.config, num_slots, self.dtype)
+        return jax.tree.map(lambda leaf: leaf.axes, declared, is_leaf=state_lib.is_leaf)
+
     def reset(self, state: StreamState, mask: Bool[Array, " b"]) -> StreamState:
         """Empties the sessions where `mask` is True."""
         return state_lib.reset_slots(state, mask)

@@ -119,6 +119,6 @@ class InteractionNet(nnx.Module):
         return in_tiles(draw, self.row_tile, 1, hidden, token, previous, keys).reshape(previous.shape)
 
 
-def session_keys(keys: Array, turn: Int[Array, " b"], slot: int) -> Array:
+def session_keys(keys: Array, turn: Int[Array, " b"], slot: Int[Array, ""] | int) -> Array:
     """The key of each session's output slot in a micro-turn: a function of the session's own key and turn."""
     return jax.vmap(lambda key, t: jax.random.fold_in(jax.random.fold_in(key, t), slot))(keys, turn)

@@ -30,6 +30,10 @@ class _Written:
     heard: Array
 
 
+_Carry = tuple[Array, Array, StreamState, MicroTurnOutput]
+"""The output slot that is next, the sessions that go on writing, the conversations, and what is written so far."""
+
+
 def micro_turn_step(
     net: InteractionNet, control: ControlTokens, state: StreamState, inputs: MicroTurnInput, rng: UInt32[Array, "b 2"]
 ) -> tuple[StreamState, MicroTurnOutput]:
@@ -52,18 +56,26 @@ def micro_turn_step(
         packing = Packing.of(real, x.shape[1])
     hidden, state = _append(net, packing.pack(x), state, packing.count)
 
-    writing, written = inputs.active, []
     previous = jnp.where(state.last_speaking[:, None, None], state.last_mel, 0)
-    for slot in range(net.max_output):
-        if slot:
-            x = net.embed_outputs(state.last_token, state.last_mel, state.last_speaking)[:, None]
-            hidden, state = net.transformer.stream(x, state, writing.astype(jnp.int32))
-            hidden = hidden[:, 0]
-        one = _write(net, control, hidden, previous, session_keys(rng, inputs.turn, slot), writing)
-        written.append(one)
-        previous, state = one.mel, _remember(state, one)
-        writing = writing & one.speaking
-    return state, _collect(written)
+    first = _write(net, control, hidden, previous, session_keys(rng, inputs.turn, 0), inputs.active)
+    state, outputs = _remember(state, first), _begin(first, net.max_output)
+
+    def further(carry: _Carry) -> _Carry:
+        slot, writing, state, outputs = carry
+        x = net.embed_outputs(state.last_token, state.last_mel, state.last_speaking)[:, None]
+        hidden, state = net.transformer.stream(x, state, writing.astype(jnp.int32))
+        previous = jax.lax.dynamic_index_in_dim(outputs.mel, slot - 1, axis=1, keepdims=False)
+        one = _write(net, control, hidden[:, 0], previous, session_keys(rng, inputs.turn, slot), writing)
+        return slot + 1, writing & one.speaking, _remember(state, one), _put(outputs, one, slot)
+
+    def wanted(carry: _Carry) -> Array:
+        slot, writing, *_ = carry
+        return (slot < net.max_output) & jnp.any(writing)
+
+    if net.max_output > 1:  # while somebody speaks: most of the time nobody does
+        one = jnp.ones((), jnp.int32)
+        _, _, state, outputs = jax.lax.while_loop(wanted, further, (one, first.speaking, state, outputs))
+    return state, outputs
 
 
 def _append(
@@ -128,11 +140,31 @@ def _remember(state: StreamState, one: _Written) -> StreamState:
     )
 
 
-def _collect(written: list[_Written]) -> MicroTurnOutput:
+def _begin(first: _Written, slots: int) -> MicroTurnOutput:
+    """What was written in the first output slot, with room for `slots`."""
+
+    def room(x: Array) -> Array:
+        return jnp.pad(x[:, None], ((0, 0), (0, slots - 1), *((0, 0),) * (x.ndim - 1)))
+
     return MicroTurnOutput(
-        tokens=jnp.stack([one.token for one in written], axis=1),
-        num_tokens=sum(one.real.astype(jnp.int32) for one in written),
-        speaking=written[0].speaking,
-        mel=jnp.stack([one.mel for one in written], axis=1),
-        heard=jnp.stack([one.heard for one in written], axis=1),
+        tokens=room(first.token),
+        num_tokens=first.real.astype(jnp.int32),
+        speaking=first.speaking,
+        mel=room(first.mel),
+        heard=room(first.heard),
+    )
+
+
+def _put(outputs: MicroTurnOutput, one: _Written, slot: Array) -> MicroTurnOutput:
+    """The outputs with what was written in a further slot."""
+
+    def put(x: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(x, new, slot, axis=1)
+
+    return dataclasses.replace(
+        outputs,
+        tokens=put(outputs.tokens, one.token),
+        num_tokens=outputs.num_tokens + one.real,
+        mel=put(outputs.mel, one.mel),
+        heard=put(outputs.heard, one.heard),
     )

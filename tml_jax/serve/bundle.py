@@ -2,22 +2,13 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Protocol
+from typing import Any
 
-from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec
+import jax.numpy as jnp
 
-
-class StepModel(Protocol):
-    """The part of `InteractionModel` that serving needs; all pure functions that `jax.jit` takes."""
-
-    def init_state(self, num_slots: int) -> Any:
-        """Empty conversations."""
-
-    def reset(self, state: Any, mask: Any) -> Any:
-        """Empties the slots where `mask` is True."""
-
-    def step(self, params: Any, state: Any, inputs: MicroTurnInput, rng: Any) -> tuple[Any, MicroTurnOutput]:
-        """One micro-turn of every slot."""
+from tml_jax.executor.executor import Executor
+from tml_jax.executor.live import StepModel
+from tml_jax.streams.micro_turn import StreamSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +20,7 @@ class ModelBundle:
       model: the functions. params: the weights.
       tokenizer: a `streams.text.Tokenizer`, or what has its methods.
       spec: the shape of the stream.
+      executor: where it runs; its weights lie there.
     """
 
     name: str
@@ -36,10 +28,16 @@ class ModelBundle:
     params: Any
     tokenizer: Any
     spec: StreamSpec
+    executor: Executor = dataclasses.field(default_factory=Executor)
 
 
-def load_bundle(checkpoint: str) -> ModelBundle:
+def load_bundle(checkpoint: str, executor: Executor | None = None, dtype: Any = "float32") -> ModelBundle:
     """Reads a saved model.
+
+    Args:
+      checkpoint: its folder.
+      executor: where it will run; None: on the default device.
+      dtype: of its weights, its state and its arithmetic.
 
     Raises:
       ValueError: the folder holds no readable model, or one whose weights do not fit its config.
@@ -47,14 +45,14 @@ def load_bundle(checkpoint: str) -> ModelBundle:
     from tml_jax.checkpoint import store
     from tml_jax.model.interaction import InteractionModel
 
-    folder = pathlib.Path(checkpoint)
+    folder, executor, dtype = pathlib.Path(checkpoint), executor or Executor(), jnp.dtype(dtype)
     if not folder.is_dir():
         raise ValueError(f"There is no checkpoint at {checkpoint}: give a folder that holds a saved model.")
     try:
-        config, params, tokenizer = store.load_model(folder)
+        config, params, tokenizer = store.load_model(folder, dtype=dtype, mesh=executor.mesh)
     except ValueError:
         raise
     except Exception as error:  # any of the file formats' own errors: for the user they are one
         sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"The checkpoint at {checkpoint} cannot be read: {sentence}") from error
-    return ModelBundle(folder.name, InteractionModel(config), params, tokenizer, config.stream)
+    return ModelBundle(folder.name, InteractionModel(config, dtype), params, tokenizer, config.stream, executor)

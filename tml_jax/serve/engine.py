@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from tml_jax.executor.executor import compilations
+from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.inbox import Block
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
@@ -22,21 +24,6 @@ from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_in
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
 CATCH_UP_BUDGET = 0.5
 STEPS_REMEMBERED = 100_000
-
-
-class _Compilations:
-    """Counts what XLA compiles in this process."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            self.count += 1
-
-
-compilations = _Compilations()
 
 
 class ServerFullError(RuntimeError):
@@ -117,16 +104,10 @@ class Engine:
 
     def start(self) -> None:
         """Compiles everything that will ever run, then starts to tick."""
-        model, slots = self.bundle.model, self.num_slots
-        self._init = jax.jit(lambda: model.init_state(slots))
-        self._reset = jax.jit(model.reset, donate_argnums=0)
-        self._step = jax.jit(model.step, donate_argnums=1)
-        self._params = jax.device_put(self.bundle.params)
-        self._state = self._init()
-        for _ in range(2):  # twice: a program's own outputs are inputs of the next call
-            self._state = self._reset(self._state, np.ones(slots, bool))
-            self._run_step(empty_input(self.bundle.spec, (slots,)))
-            self._state = self._reset(self._state, np.ones(slots, bool))
+        bundle = self.bundle
+        self._model = LiveModel(bundle.executor, bundle.model, bundle.spec, self.num_slots)
+        self._params = jax.device_put(bundle.params)
+        self._state = self._model.warm_up(self._params)
         self._compiled = compilations.count
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -230,11 +211,11 @@ class Engine:
                 one.fail(error)
         try:
             if fresh.any():
-                self._state = self._reset(self._state, fresh)
+                self._state = self._model.reset(self._state, fresh)
             outputs = self._run_step(inputs)
         except Exception as error:
             logging.exception("The step failed; every session is ended and the state made anew.")
-            self._state = self._init()
+            self._state = self._model.init()
             for _, one in live:
                 one.fail(error)
             return True
@@ -242,7 +223,7 @@ class Engine:
         return True
 
     def _run_step(self, inputs: MicroTurnInput) -> MicroTurnOutput:
-        self._state, outputs = self._step(self._params, self._state, inputs, self._keys)
+        self._state, outputs = self._model.step(self._params, self._state, inputs, self._keys)
         return jax.device_get(outputs)
 
     def _hand_out(

@@ -24,9 +24,10 @@ class TrainConfig:
       flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
       augment: changes to the user's sound, drawn anew in each step; None: none.
-      ema: decay of the averaged weights that evaluation and export use.
+      ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
-      dtype: of the weights. remat: recompute each scanned unit in the backward pass: less memory, a third more work.
+      dtype: of the arithmetic; the weights stay float32.
+      remat: recompute each scanned unit in the backward pass: less memory, a third more work.
       workers: processes that make the data; 0: a thread of the trainer's own; None: two fewer than there are cores.
       eval_every, checkpoint_every, log_every: in steps. eval_conversations: held-out ones of an evaluation.
       eval_every_s, checkpoint_every_s: the same in seconds, for a run of `minutes`.
@@ -47,7 +48,7 @@ class TrainConfig:
     heard_weight: float = 0.5
     listen_weight: float = 1.0
     augment: SpecAugment | None = None
-    ema: float = 0.999
+    ema: float | None = 0.999
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True

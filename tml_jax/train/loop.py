@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -56,8 +55,8 @@ class MetricsLog:
 
 
 def evaluate(trainer: Trainer, state: TrainState, batches: list[Batch]) -> dict[str, float]:
-    """Mean metrics of the averaged weights over held-out batches."""
-    results = [jax.device_get(trainer.evaluate(state.average, batch)) for batch in batches]
+    """Mean metrics of the best weights over held-out batches."""
+    results = [jax.device_get(trainer.evaluate(state.best, batch)) for batch in batches]
     return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
 
 
@@ -134,8 +133,8 @@ class Run:
         if jax.process_count() > 1:
             LOG.info("the weights are spread over a pod and stay in %s", self.directory / "checkpoints")
             return
-        average = jax.device_get(state.average)
-        save_model(self.directory / "model", self.experiment.model, average, self._tokenizer_path, dtype="bfloat16")
+        weights = jax.device_get(state.best)
+        save_model(self.directory / "model", self.experiment.model, weights, self._tokenizer_path, dtype="bfloat16")
 
     def _begin(self, checkpoints: TrainCheckpoints) -> tuple[TrainState, float]:
         """The state to go on from, and the seconds that the run has taken so far."""
@@ -146,7 +145,7 @@ class Run:
         if self._init_from is None:
             return self.trainer.init(), 0.0
         self._check_init_from()
-        _, params = load_params(self._init_from, dtype=jnp.dtype(self.config.dtype))
+        _, params = load_params(self._init_from)
         return self.trainer.start_from(params), 0.0
 
     def _check_init_from(self) -> None:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tml_jax import sharding
+from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
@@ -25,44 +26,44 @@ from tml_jax.train.spec_augment import change_sound
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What training carries: the step, the weights, their running average, and the optimiser's state."""
+    """What training carries: the step, the weights, their running average (None: none), and the optimiser's state.
+
+    All of them are float32, whatever dtype a step computes in: an update is mostly smaller than bfloat16's distance to
+    the next number, and would be lost.
+    """
 
     step: Any
     params: Params
-    average: Params
+    average: Params | None
     optimizer: Any
 
-
-def _compiler_options(mesh: Mesh) -> dict[str, bool | int] | None:
-    """On an NVIDIA GPU products are cuBLAS's own: to try Triton kernels for each takes longer than a short run gains."""
-    on_gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0} if on_gpu else None
+    @property
+    def best(self) -> Params:
+        """The weights to evaluate and to export: the average, where there is one."""
+        return self.params if self.average is None else self.average
 
 
 class Trainer:
     """The compiled training and evaluation steps of an experiment on a mesh."""
 
     def __init__(self, experiment: ExperimentConfig, mesh: Mesh) -> None:
-        self.config, self.mesh = experiment.train, mesh
+        self.config, self.executor = experiment.train, Executor(mesh)
         self.num_tokens, self.group = experiment.data.window_tokens, experiment.data.group
-        self.model = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype))
+        self.model = InteractionModel(experiment.model)
+        self._compute = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype)).abstract
         self.tx = make_optimizer(self.model, experiment.train)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        weights = sharding.shardings(self.model.axes, self.model.abstract, mesh)
+        replicated = self.executor.sharding()
+        weights = self.executor.shardings(self.model.axes, self.model.abstract)
         optimizer = optimizer_shardings(self.tx, self.model.abstract, weights, mesh)
-        self.shardings = TrainState(replicated, weights, weights, optimizer)
-        options = _compiler_options(mesh)
-        self._step = jax.jit(
-            self._train_step, donate_argnums=0, out_shardings=(self.shardings, replicated), compiler_options=options
-        )
-        self._evaluate = jax.jit(self._evaluate_batch, out_shardings=replicated, compiler_options=options)
+        self.shardings = TrainState(replicated, weights, weights if self.config.ema else None, optimizer)
+        program = self.executor.program
+        self._step = program(self._train_step, donate=0, out_shardings=(self.shardings, replicated))
+        self._evaluate = program(self._evaluate_batch, out_shardings=replicated)
 
     def start_from(self, params: Params) -> TrainState:
         """A state at step 0 with these weights, placed."""
-        with jax.set_mesh(self.mesh):
-            params = jax.device_put(params, self.shardings.params)
-            fresh = TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), self.tx.init(params))
-            return jax.device_put(fresh, self.shardings)
+        with self.executor.entered():
+            return jax.device_put(self._fresh(jax.device_put(params, self.shardings.params)), self.shardings)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, nothing allocated."""
@@ -72,15 +73,16 @@ class Trainer:
     def init(self) -> TrainState:
         """A fresh state, made where it will live."""
         # A hundred random weights, drawn once: on a CPU XLA takes several times as long to optimise that as to run it.
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": 0} if on_cpu else {}
-        with jax.set_mesh(self.mesh):
-            init = jax.jit(self._init, out_shardings=self.shardings, compiler_options=options)
-            return init(self.config.seed)
+        options: dict[str, bool | int] = (
+            {"xla_backend_optimization_level": 0} if self.executor.platform == "cpu" else {}
+        )
+        return self.executor.program(self._init, out_shardings=self.shardings, options=options)(self.config.seed)
 
     def _init(self, seed: Any) -> TrainState:
-        params = self.model.init_params(seed)
-        average = jax.tree.map(jnp.copy, params)
+        return self._fresh(self.model.init_params(seed))
+
+    def _fresh(self, params: Params) -> TrainState:
+        average = jax.tree.map(jnp.copy, params) if self.config.ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
     def groups(self) -> list[int]:
@@ -90,13 +92,13 @@ class Trainer:
           ValueError: there are fewer groups than devices to cut a batch over.
         """
         count = self.config.batch_size // self.group
-        shards = math.prod(self.mesh.shape[axis] for axis in sharding.RULES["batch"])
+        shards = math.prod(self.executor.mesh.shape[axis] for axis in sharding.RULES["batch"])
         if count % shards:
             raise ValueError(
                 f"A batch of {count} groups of {self.group} conversations can't be cut over {shards} devices: make "
                 "batch_size larger or data.group smaller."
             )
-        cut = NamedSharding(self.mesh, sharding.partition_spec(("batch",), (count,), self.mesh))
+        cut = self.executor.sharding(("batch",), (count,))
         indices = cut.addressable_devices_indices_map((count,)).values()
         return sorted({group for (part,) in indices for group in range(*part.indices(count))})
 
@@ -106,27 +108,21 @@ class Trainer:
 
         def put(local: np.ndarray) -> jax.Array:
             shape = (len(local) // parts * whole, *local.shape[1:])
-            axes = ("batch", *(None,) * (local.ndim - 1))
-            cut = NamedSharding(self.mesh, sharding.partition_spec(axes, shape, self.mesh))
-            return jax.make_array_from_process_local_data(cut, local, shape)
+            return jax.make_array_from_process_local_data(self.executor.sharding(("batch",), shape[:1]), local, shape)
 
         return jax.tree.map(put, batch)
 
     def step(self, state: TrainState, batch: Batch, scale: float = 1.0) -> tuple[TrainState, loss_lib.Metrics]:
         """One optimiser step, the learning rates times `scale`; `state` is consumed."""
-        with jax.set_mesh(self.mesh):
-            return self._step(state, self.place(batch), np.float32(scale))
+        return self._step(state, self.place(batch), np.float32(scale))
 
     def lower(self, state: TrainState, batch: Batch, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
         """The training step lowered for these arrays or ShapeDtypeStructs; nothing runs. `platforms`: not this one."""
-        with jax.set_mesh(self.mesh):
-            traced = self._step.trace(state, batch, jax.ShapeDtypeStruct((), jnp.float32))
-            return traced.lower(lowering_platforms=platforms)
+        return self._step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32), platforms=platforms)
 
     def evaluate(self, params: Params, batch: Batch) -> loss_lib.Metrics:
         """The losses of a batch, nothing learnt; the same noise every time."""
-        with jax.set_mesh(self.mesh):
-            return self._evaluate(params, self.place(batch))
+        return self._evaluate(params, self.place(batch))
 
     def _augmented(self, batch: Batch, key: jax.Array) -> Batch:
         inputs, outputs = batch
@@ -136,7 +132,10 @@ class Trainer:
         return dataclasses.replace(inputs, audio=audio), outputs
 
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, loss_lib.LossOutput]:
-        return loss_lib.loss(self.model, params, batch, self.config, self.num_tokens, key)
+        # Cast where they lie, so that what is gathered of them is half as large.
+        params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
+        with_axes = jax.tree.map(lambda p, axes: sharding.constrain(p, axes), params, self.model.axes)
+        return loss_lib.loss(self.model, with_axes, batch, self.config, self.num_tokens, key)
 
     def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
@@ -146,11 +145,15 @@ class Trainer:
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
         params = balance_experts(optax.apply_updates(state.params, updates), out.load, self.config.balance_rate)
-        # A young average forgets its random beginning faster.
-        decay = jnp.minimum(self.config.ema, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda a, p: a + (1 - decay).astype(a.dtype) * (p - a), state.average, params)
         metrics = out.metrics | {"gradient_norm": optax.global_norm(gradients)}
-        return TrainState(state.step + 1, params, average, optimizer), metrics
+        return TrainState(state.step + 1, params, self._averaged(state, params), optimizer), metrics
+
+    def _averaged(self, state: TrainState, params: Params) -> Params | None:
+        if state.average is None:
+            return None
+        # A young average forgets its random beginning faster.
+        decay = jnp.minimum(self.config.ema or 0.0, (1.0 + state.step) / (10.0 + state.step))
+        return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params)
 
     def _evaluate_batch(self, params: Params, batch: Batch) -> loss_lib.Metrics:
         return self._loss(params, batch, jax.random.key(0))[1].metrics
