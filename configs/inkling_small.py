@@ -17,5 +17,5 @@ CONFIG = ExperimentConfig(
     ),
     data=DataConfig(window_tokens=8192, window_turns=512, window_patches=4096, window_speech=1280, group=1),
     # (data, fsdp, expert, tensor) of a v5p slice 2x4x4.
-    train=TrainConfig(dtype="bfloat16", batch_size=256, steps=100_000, mesh=(1, 4, 8, 1)),
+    train=TrainConfig(dtype="bfloat16", batch_size=256, loss_turns=16, steps=100_000, mesh=(1, 4, 8, 1)),
 )

@@ -1,12 +1,11 @@
 """Trains an experiment: ``python -m launch.train --config=configs/inkling_tiny.py --workdir=runs/tiny``.
 
 Ctrl-C or SIGTERM ends it after the step it is in, with a checkpoint that the same command goes on from, and with exit
-status 130 or 143; a second one ends it at once. (Hosts of a pod go on from the newest checkpoint that they share.)
+status 130 or 143; a second one ends it at once. On a pod SIGTERM on any host ends all of them after the same step.
 
 With JAX_COMPILATION_CACHE_DIR=<folder> in the environment the next run finds there what this one compiled.
 """
 
-import contextlib
 import dataclasses
 import logging
 import sys
@@ -19,7 +18,7 @@ from absl import app, flags
 from launch import cli
 from tml_jax.eval.describe import describe
 from tml_jax.train.config import ExperimentConfig, load_experiment
-from tml_jax.train.interrupt import Interruption
+from tml_jax.train.interrupt import Interruption, PodInterruption
 
 CONFIG = cli.config("configs/inkling_tiny.py")
 WORKDIR = cli.out_folder("workdir", None, "Where checkpoints, metrics and the model go.")
@@ -44,7 +43,14 @@ STOP_AFTER = flags.DEFINE_integer(
     "stop_after", None, "Stop at this step, as if the run had been cut there.", lower_bound=1
 )
 DESCRIBE = flags.DEFINE_bool("describe", False, "Print the model's parameters and costs, allocate nothing, and end.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod (jax.distributed.initialize).")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod, which are found by themselves.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, on hosts that do not find each other."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all, with that address.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.", lower_bound=0)
+# A process that is silent for so long is dead, and ends all others.
+_HEARTBEAT_S = 30
 
 
 def _experiment() -> ExperimentConfig:
@@ -71,6 +77,17 @@ def _experiment() -> ExperimentConfig:
     )
 
 
+def _join_pod() -> bool:
+    """Joins the other processes, where there are any."""
+    given = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise app.UsageError("--coordinator_address, --num_processes and --process_id go together.")
+    if not DISTRIBUTED.value and COORDINATOR.value is None:
+        return False
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_S)
+    return True
+
+
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
@@ -84,10 +101,9 @@ def main(argv: list[str]) -> None:
             return
         if not WORKDIR.value:
             raise app.UsageError("--workdir says where the run goes; it is required.")
-        if DISTRIBUTED.value:
-            jax.distributed.initialize()
-        # The hosts of a pod would each stop at a step of their own.
-        with contextlib.nullcontext() if DISTRIBUTED.value else interruption:
+        if _join_pod():
+            interruption = PodInterruption()
+        with interruption:
             from tml_jax.train.loop import Run
 
             run = Run(experiment, WORKDIR.value, TOKENIZER.value, INIT_FROM.value, began, interruption)

@@ -34,7 +34,7 @@ def grouped_matmul(
         raise ValueError(f"grouped_matmul needs a row_scale of shape {lhs.shape[:1]}; got {row_scale.shape}.")
     if lhs.shape[0] == 0:
         return jnp.zeros((0, rhs.shape[2]), lhs.dtype)
-    return _MODULES[platform.implementation()].grouped_matmul(lhs, rhs, group_sizes, row_scale)
+    return _MODULES[platform.implementation()].grouped_matmul(lhs, rhs, jnp.asarray(group_sizes), row_scale)
 
 
 def grouped_swiglu(
@@ -57,7 +57,7 @@ def grouped_swiglu(
     _check("grouped_swiglu", "[M, D], [E, 2, D, F] and [E]", lhs, gate_up, group_sizes, fits)
     if lhs.shape[0] == 0:
         return jnp.zeros((0, gate_up.shape[3]), lhs.dtype)
-    return _MODULES[platform.implementation()].grouped_swiglu(lhs, gate_up, group_sizes)
+    return _MODULES[platform.implementation()].grouped_swiglu(lhs, gate_up, jnp.asarray(group_sizes))
 
 
 def expert_mlp(

@@ -74,7 +74,7 @@ def test_what_the_flow_head_is_shown(model, params, run):
     """The patch before is that of the output slot before, where that one spoke."""
     inputs, outputs, _, state, _ = run
     length = int(np.max(state.length)) + model.config.stream.max_output
-    spoken = jax.jit(model.forward, static_argnums=3)(params, *tiny.pack(inputs, outputs), length).spoken
+    spoken = jax.jit(model.forward, static_argnums=3)(params, *tiny.pack(inputs, outputs), length).decisions.spoken
     shape = outputs.tokens.shape
     speaks = (outputs.speaking & inputs.active)[..., None] & (np.arange(shape[2]) < outputs.num_tokens[..., None])
     for slot in range(shape[0]):

@@ -101,6 +101,18 @@ def test_all_rows_in_one_group(implementation, shape):
         assert_matches_reference(implementation, *draw(2, m, k, n, [m if i == group else 0 for i in range(num)]))
 
 
+@pytest.mark.parametrize("implementation", ("cpu", "gpu", "reference"))
+def test_numpy_arrays_outside_jit(implementation):
+    (lhs, rhs, gate_up, scale), _ = draw(0, 12, 8, 4, [5, 0, 7])
+    arrays = [np.asarray(x) for x in (lhs, rhs, gate_up, scale)]
+    sizes = np.array([5, 0, 7], np.int32)
+    with platform.forced(implementation):
+        found = api.grouped_matmul(arrays[0], arrays[1], sizes), api.grouped_swiglu(arrays[0], arrays[2], sizes)
+    wanted = reference.grouped_matmul(lhs, rhs, sizes, None), reference.grouped_swiglu(lhs, gate_up, sizes)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_no_rows_at_all():
     arrays, sizes = draw(2, 0, 24, 40, [0, 0])
     assert_matches_reference("cpu", arrays, sizes)

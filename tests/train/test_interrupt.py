@@ -19,7 +19,7 @@ PROGRAM = """
                 worker.start()
                 print(worker.pid)
             if "work" in sys.argv:
-                interruption.defer()
+                interruption.after(1)
             print("ready", flush=True)
             while not interruption.requested:
                 time.sleep(0.01)

@@ -7,7 +7,7 @@ a pure function of (params, arrays) and is made to be jitted by its caller.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,23 +47,34 @@ class Spoken:
     real: Bool[Array, "g s"]
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["logits", "heard_logits", "real", "spoken", "load"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["hidden", "real", "spoken", "load"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
-class Predictions:
-    """What the model would have written at each output slot of given conversations.
+class Decisions:
+    """What decides at each output slot of given conversations; `InteractionNet` makes logits of it.
 
     Attributes:
-      logits, heard_logits: [B, N, O, V] float32. real: bool [B, N, O], slots that exist.
+      hidden: [B, N, O, D]. real: bool [B, N, O], slots that exist.
       spoken: of the slots that speak. load: tokens per expert of each sparse layer group.
+    """
+
+    hidden: Float[Array, "b n o d"]
+    real: Bool[Array, "b n o"]
+    spoken: Spoken
+    load: dict[str, Array]
+
+
+class Predictions(NamedTuple):
+    """What the model would have written at each output slot of given conversations, and what decided it.
+
+    Attributes:
+      logits, heard_logits: [B, N, O, V] float32. real: as in `Decisions`.
+      decisions: what they are of.
     """
 
     logits: Float[Array, "b n o v"]
     heard_logits: Float[Array, "b n o v"]
     real: Bool[Array, "b n o"]
-    spoken: Spoken
-    load: dict[str, Array]
+    decisions: Decisions
 
 
 class InteractionModel:
@@ -122,7 +133,13 @@ class InteractionModel:
         """`micro_turn_step` with these weights."""
         return micro_turn_step(self.net(params), self.control, state, inputs, rng)
 
-    def forward(
+    def forward(self, params: Params, inputs: MicroTurnInput, outputs: MicroTurnOutput, num_tokens: int) -> Predictions:
+        """Whole conversations at once, every output given: what would have been written at each slot; see `decide`."""
+        net, decisions = self.net(params), self.decide(params, inputs, outputs, num_tokens)
+        logits, heard = net.logits(decisions.hidden), net.heard_logits(decisions.hidden)
+        return Predictions(logits, heard, decisions.real, decisions)
+
+    def decide(
         self,
         params: Params,
         inputs: MicroTurnInput,
@@ -130,8 +147,8 @@ class InteractionModel:
         num_tokens: int,
         feedback_noise: Float[Array, "g s f m"] | None = None,
         remat: bool = False,
-    ) -> Predictions:
-        """Whole conversations at once, every output given: what would have been written at each slot.
+    ) -> Decisions:
+        """Whole conversations at once, every output given: what would have decided at each slot.
 
         Args:
           params: the weights.
@@ -150,10 +167,8 @@ class InteractionModel:
         # The hidden state just before an output token is the one that predicts it.
         hidden = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         decided = layout.outputs.back(hidden).reshape(b, n, o, -1)
-        with jax.named_scope("unembed"):
-            logits, heard = net.logits(decided), net.heard_logits(decided)
         real = layout.outputs.real.reshape(b, n, o)
-        return Predictions(logits, heard, real, _spoken(layout, hidden, outputs, mel), load)
+        return Decisions(decided, real, _spoken(layout, hidden, outputs, mel), load)
 
 
 def _spoken(layout: Layout, hidden: Array, outputs: MicroTurnOutput, mel: Array) -> Spoken:

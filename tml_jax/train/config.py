@@ -24,6 +24,7 @@ class TrainConfig:
       flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
       augment: changes to the user's sound, drawn anew in each step; None: none.
+      loss_turns: micro-turns whose logits are in memory at once, computed again in the backward pass; None: all.
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the arithmetic; the weights stay float32.
@@ -48,6 +49,7 @@ class TrainConfig:
     heard_weight: float = 0.5
     listen_weight: float = 1.0
     augment: SpecAugment | None = None
+    loss_turns: int | None = None
     ema: float | None = 0.999
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"

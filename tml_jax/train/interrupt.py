@@ -7,6 +7,8 @@ import signal
 import socket
 import threading
 
+from jax.experimental import multihost_utils
+
 LOG = logging.getLogger(__name__)
 
 
@@ -16,10 +18,10 @@ class Interruption:
         with Interruption() as interruption:
             while not interruption.requested:
                 ...  # a step
-                interruption.defer()
+                interruption.after(step)
             ...  # save, close
 
-    Until `defer` is called there is nothing to save, and a signal ends the process at once. From then on the first
+    Until `after` is called there is nothing to save, and a signal ends the process at once. From then on the first
     one sets `requested`; the block ends by itself, and leaving it raises SystemExit. A second signal ends the process
     at once, whatever it is doing. The status is the one that a shell gives for the signal: 130 (SIGINT) or 143
     (SIGTERM). Worker processes end with the process.
@@ -39,8 +41,9 @@ class Interruption:
         """Whether the run should end."""
         return self.signal is not None
 
-    def defer(self) -> None:
-        """From now on there is work to save: the first signal asks for the end, and waits."""
+    def after(self, step: int) -> None:
+        """So many steps are taken: there is work to save, so the first signal from now on only asks for the end."""
+        del step
         self._deferred = True
 
     def __enter__(self) -> "Interruption":
@@ -78,3 +81,24 @@ class Interruption:
 
 def _ignore(number: int, frame: object) -> None:
     """The watcher acts."""
+
+
+class PodInterruption(Interruption):
+    """The same on many hosts, one of which may hear SIGTERM alone: all of them end after the same step.
+
+    JAX's coordination service hears the signal, tells the other hosts and agrees on the step. `after` has to be called
+    on every host for every step.
+    """
+
+    def __enter__(self) -> "PodInterruption":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is None and self.signal is not None:
+            raise SystemExit(128 + self.signal)
+
+    def after(self, step: int) -> None:
+        """So many steps are taken, on every host."""
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+            LOG.warning("SIGTERM on a host of the pod: all of them end after step %d", step)

@@ -195,7 +195,7 @@ class Run:
             jax.block_until_ready(running)
             running = metrics
             step += 1
-            self._interruption.defer()
+            self._interruption.after(step)
             meter.count(batch)
             if step % self.config.log_every == 0:
                 log.write(step, "train", meter.show(jax.device_get(metrics)) | {"learning_rate_scale": scale})

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from tml_jax.model.interaction import InteractionModel, Params, Spoken
+from tml_jax.model.interaction import Decisions, InteractionModel, Params, Spoken
 from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput
 from tml_jax.train.config import TrainConfig
 
@@ -30,10 +30,6 @@ def _cross_entropy(logits: Float[Array, "*b v"], labels: Array) -> Float[Array, 
     # By comparison, not by a gather: the gradient of a gather is a scatter, one element at a time on a CPU.
     picked = jnp.sum(jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), logits, 0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
-def _share(hits: Array, of: Array) -> Array:
-    return jnp.sum(hits & of) / jnp.maximum(jnp.sum(of), 1)
 
 
 def flow_loss(
@@ -70,40 +66,75 @@ def loss(
     inputs, outputs = batch
     feedback_key, flow_key = jax.random.split(key)
     noise = model.config.flow.sigma_feedback * jax.random.normal(feedback_key, outputs.mel.shape)
-    predictions = model.forward(params, inputs, outputs, num_tokens, noise, config.remat)
-    control, real = model.control, predictions.real
+    decisions = model.decide(params, inputs, outputs, num_tokens, noise, config.remat)
+    sums = _sums(model, params, decisions, outputs, config)
 
-    listening = outputs.tokens == control.listen
-    speech = real & ~listening
-    token_ce = _cross_entropy(predictions.logits, outputs.tokens)
-    weight = jnp.where(listening, config.listen_weight, 1.0) * real
-    token_loss = jnp.sum(token_ce * weight) / jnp.maximum(jnp.sum(speech), 1)
+    def mean(of: str, over: str) -> Array:
+        return sums[of] / jnp.maximum(sums[over], 1)
 
-    known = real & (outputs.heard != UNHEARD)
-    word = known & (outputs.heard != control.nothing)
-    heard_ce = _cross_entropy(predictions.heard_logits, outputs.heard) * known
-    heard_loss = jnp.sum(heard_ce) / jnp.maximum(jnp.sum(word), 1)
-
-    flow = flow_loss(model, params, predictions.spoken, outputs.mel, flow_key)
+    token_loss, heard_loss = mean("token_loss", "speech"), mean("heard_loss", "words")
+    flow = flow_loss(model, params, decisions.spoken, outputs.mel, flow_key)
     total = token_loss + config.heard_weight * heard_loss + config.flow_weight * flow
-
-    said = jnp.argmax(predictions.logits, axis=-1)
-    new_word = speech & (outputs.tokens != control.speak)
     metrics = {
         "loss": total,
         "token_loss": token_loss,
         "heard_loss": heard_loss,
         "flow_loss": flow,
-        "word_cross_entropy": jnp.sum(token_ce * new_word) / jnp.maximum(jnp.sum(new_word), 1),
-        "word_accuracy": _share(said == outputs.tokens, new_word),
-        "false_speech": _share(said != control.listen, real & listening),
-        "heard_accuracy": _share(jnp.argmax(predictions.heard_logits, axis=-1) == outputs.heard, word),
-        "speech_share": jnp.sum(speech) / jnp.maximum(jnp.sum(real), 1),
+        "word_cross_entropy": mean("new_word_loss", "new_words"),
+        "word_accuracy": mean("new_words_right", "new_words"),
+        "false_speech": mean("false_speech", "listening"),
+        "heard_accuracy": mean("words_right", "words"),
+        "speech_share": mean("speech", "slots"),
     }
-    if predictions.load:
-        shares = [x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1) for x in predictions.load.values()]
+    if decisions.load:
+        shares = [x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1) for x in decisions.load.values()]
         metrics["expert_imbalance"] = jnp.max(jnp.stack([jnp.max(s) * s.shape[-1] for s in shares]))
-    return total, LossOutput(metrics, predictions.load)
+    return total, LossOutput(metrics, decisions.load)
+
+
+def _sums(
+    model: InteractionModel, params: Params, decisions: Decisions, outputs: MicroTurnOutput, config: TrainConfig
+) -> dict[str, Array]:
+    """Losses and counts over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time."""
+    net, control = model.net(params), model.control
+
+    def of(hidden: Array, real: Array, tokens: Array, heard: Array) -> dict[str, Array]:
+        logits, heard_logits = net.logits(hidden), net.heard_logits(hidden)
+        listening = tokens == control.listen
+        token_loss = _cross_entropy(logits, tokens)
+        said = jnp.argmax(logits, axis=-1)
+        new_word = real & ~listening & (tokens != control.speak)
+        known = real & (heard != UNHEARD)
+        word = known & (heard != control.nothing)
+        found = {
+            "token_loss": token_loss * jnp.where(listening, config.listen_weight, 1.0) * real,
+            "heard_loss": _cross_entropy(heard_logits, heard) * known,
+            "new_word_loss": token_loss * new_word,
+            "new_words": new_word,
+            "new_words_right": new_word & (said == tokens),
+            "listening": real & listening,
+            "false_speech": real & listening & (said != control.listen),
+            "speech": real & ~listening,
+            "slots": real,
+            "words": word,
+            "words_right": word & (jnp.argmax(heard_logits, axis=-1) == heard),
+        }
+        return {name: jnp.sum(x, dtype=jnp.float32) for name, x in found.items()}
+
+    rows = (decisions.hidden, decisions.real, outputs.tokens, outputs.heard)
+    turns, size = outputs.tokens.shape[1], config.loss_turns
+    if size is None or size >= turns:
+        return of(*rows)
+
+    def chunks(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -turns % size), *((0, 0),) * (x.ndim - 2)))  # what is added is not real
+        return jnp.moveaxis(x.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+
+    def add(sums: dict[str, Array], chunk: tuple[Array, ...]) -> tuple[dict[str, Array], None]:
+        return jax.tree.map(jnp.add, sums, jax.checkpoint(of)(*chunk)), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of, *rows))
+    return jax.lax.scan(add, zero, tuple(map(chunks, rows)))[0]
 
 
 jax.tree_util.register_dataclass(LossOutput, data_fields=["metrics", "load"], meta_fields=[])
