@@ -66,7 +66,9 @@ def test_conversations_may_share_a_pack(model, params, run):
     np.testing.assert_array_equal(real, np.asarray(shared.real))
     np.testing.assert_allclose(np.asarray(shared.logits)[real], np.asarray(apart.logits)[real], atol=1e-6)
     for name in ("token", "previous", "hidden"):  # the pack of both is that of one after that of the other
-        kept = [np.asarray(getattr(p.spoken, name))[np.asarray(p.spoken.real)] for p in (apart, shared)]
+        kept = [
+            np.asarray(getattr(p.decisions.spoken, name))[np.asarray(p.decisions.spoken.real)] for p in (apart, shared)
+        ]
         np.testing.assert_allclose(*kept, atol=1e-6)
 
 
