@@ -24,8 +24,8 @@ def run(main: Callable[[list[str]], None], *, at_once: bool = False) -> None:
 
     Args:
       main: the command.
-      at_once: end the process after its exit handlers, without taking the interpreter apart. That hung for minutes
-        with CUDA's arrays and the shared memory of many data workers about.
+      at_once: end the process after its exit handlers, without taking the interpreter apart. On a GPU, with
+        many data workers, that hung for as long as it was watched, near a minute.
     """
     try:
         app.run(lambda argv: _guarded(main, argv), flags_parser=_parse)

@@ -1,5 +1,7 @@
 """Who speaks the bank: new speakers are a function of the seed, and no held-out voice is part of one."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -61,3 +63,39 @@ def test_a_bank_is_made_in_turns_and_talk_never_fails(tmp_path, monkeypatch) -> 
     clips = SpeechBank.load(tmp_path).clips
     assert [c.text for c in clips] == [u.text for u in part.values() if u.kind == "talk"] != []
     assert all(c.kind == "talk" and c.words == () for c in clips)
+
+
+@pytest.mark.parametrize(
+    ("engine", "program", "package"),
+    [
+        (speech_engines.flite, "flite", "flite"),
+        (speech_engines.rhvoice, "RHVoice-test", "rhvoice rhvoice-english"),
+        (speech_engines.pico, "pico2wave", "libttspico-utils"),
+    ],
+)
+def test_a_missing_program_is_told_with_its_package(monkeypatch, tmp_path, engine, program, package) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match=rf"^The program '{program}' isn't installed; .*`apt-get install {package}`"):
+        engine("x", phrases.Utterance("stop", "Stop.", "command"))
+
+
+def test_programs_are_given_voice_pace_and_words(monkeypatch, tmp_path) -> None:
+    """Programs that write down what they were given, and a second of silence."""
+    for program, out in (("RHVoice-test", "-o"), ("pico2wave", "-w")):
+        script = f"""#!{sys.executable}
+import sys, wave
+path = sys.argv[sys.argv.index("{out}") + 1]
+given = [a for a in sys.argv[1:] if a != path]
+open({str(tmp_path / "given")!r}, "w").write("|".join([*given, sys.stdin.read()]))
+with wave.open(path, "wb") as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(16000), file.writeframes(bytes(32000))
+"""
+        (tmp_path / program).write_text(script)
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    utterance = phrases.Utterance("stop", "Stop.", "command", 1.25)
+    sound, rate = speech_engines.rhvoice("bdl", utterance)
+    assert (len(sound), rate) == (16000, 16000)
+    assert (tmp_path / "given").read_text() == "-p|bdl|-r|125|-o|Stop."
+    speech_engines.pico("en-GB", utterance)
+    assert (tmp_path / "given").read_text() == '-l|en-GB|-w|<speed level="125">Stop.</speed>|'

@@ -15,6 +15,7 @@ from tests.train.experiment_small import CONFIG as SMALL
 from tml_jax import sharding
 from tml_jax.data.pipeline import Pipeline
 from tml_jax.streams import packed
+from tml_jax.streams.micro_turn import UNHEARD
 from tml_jax.train.config import load_experiment
 from tml_jax.train.trainer import Trainer
 
@@ -72,6 +73,19 @@ def test_bfloat16_arithmetic_follows_float32():
     exact, half = (losses(200, dtype=dtype)[0] for dtype in ("float32", "bfloat16"))
     assert half != exact
     assert np.mean(half[-20:]) == pytest.approx(np.mean(exact[-20:]), rel=0.01)
+
+
+def test_nothing_is_learnt_from_what_nobody_wrote_down():
+    """No gradient of the words heard where they are not known, and the whole of it where they are."""
+    trainer = Trainer(SMALL, sharding.make_mesh(()))
+    inputs, outputs = next(Pipeline(SMALL.data, SMALL.model.stream, TOKENIZER, 4, "train").batches())
+    unheard = dataclasses.replace(outputs, heard=np.full_like(outputs.heard, UNHEARD))
+    loss = jax.jit(jax.grad(trainer._loss, has_aux=True))
+    params = trainer.init().params
+    for target, learns in ((outputs, True), (unheard, False)):
+        gradients, out = loss(params, trainer.place((inputs, target)), jax.random.key(0))
+        assert bool(optax.global_norm(gradients["heard"]) > 0) == bool(out.metrics["heard_loss"] > 0) == learns
+        assert out.metrics["token_loss"] > 0
 
 
 def test_losses_in_chunks_are_those_of_the_whole():

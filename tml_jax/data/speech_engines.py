@@ -2,8 +2,8 @@
 
 They are what `launch.prepare_data` makes the speech bank with; nothing else in the project needs them.
 `pip install tml_jax[speech]` brings the Python side; the Debian packages `flite`, `espeak-ng`, `festival`,
-`festvox-kallpc16k`, `festvox-kdlpc16k`, `festvox-us-slt-hts` and, of its section non-free, `rhvoice-english` and
-`libttspico-utils` the programs; the Kokoro style vectors are the folder `package/voices` of `npm pack kokoro-js`.
+`festvox-kallpc16k`, `festvox-kdlpc16k`, `festvox-us-slt-hts` and, of its section non-free, `rhvoice`, `rhvoice-english`
+and `libttspico-utils` the programs; the Kokoro style vectors are the folder `package/voices` of `npm pack kokoro-js`.
 Kokoro's phonemes come from espeak-ng.
 """
 
@@ -61,9 +61,9 @@ _KOKORO = "Apache-2.0 (Kokoro-82M by hexgrad)"
 _CMU = "CMU Flite licence (BSD-like, attribution to Carnegie Mellon University)"
 _FESTVOX = "free to use and distribute with attribution (CSTR, University of Edinburgh, and Carnegie Mellon University)"
 _ESPEAK = "output of espeak-ng (the program is GPL-3.0-or-later, its output is not covered)"
-_ARCTIC = "free to use and distribute with attribution (CMU ARCTIC, Carnegie Mellon University; spoken by RHVoice)"
-_RHVOICE = "output of RHVoice (the program and this voice are LGPL-2.1-or-later, its output is not covered)"
-_PICO = "Apache-2.0 (SVOX Pico)"
+_RHVOICE = "output of RHVoice (program and voice data LGPL-2.1-or-later by Debian's copyright file, output not covered)"
+_ARCTIC = f"{_RHVOICE}; made of CMU ARCTIC recordings (free to use with attribution to Carnegie Mellon University)"
+_PICO = "output of SVOX Pico (Apache-2.0; of its voice data Debian says that it claims to be, its source isn't there)"
 _PIPER = "CC0 per the model card of en_US-joe-medium (fine-tuned from the Lessac voice)"
 
 
@@ -138,8 +138,13 @@ def optional_import(name: str) -> types.ModuleType:
         ) from error
 
 
+# Debian's packages of the programs that have another name.
+_PACKAGES = {"RHVoice-test": "rhvoice rhvoice-english", "pico2wave": "libttspico-utils"}
+
+
 def _missing_program(name: str) -> RuntimeError:
-    return RuntimeError(f"The program {name!r} isn't installed; install it with `apt-get install {name}`.")
+    package = _PACKAGES.get(name, name)
+    return RuntimeError(f"The program {name!r} isn't installed; install it with `apt-get install {package}`.")
 
 
 def _run(command: list[str], text: str | None = None) -> str:
