@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from optax import contrib
 
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.train import muon
 from tml_jax.train.config import TrainConfig
 
-# Muon's Newton-Schulz iteration, a row of coefficients a turn: so optax loops; of one row it unrolls the turns of every
-# matrix, which compile half as long again and run no faster.
-_NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+# Of Muon's momentum, and of AdamW's second moment.
+_MOMENTUM, _ADAM_B2 = 0.95, 0.98
 
 
 def schedule(config: TrainConfig, step: int, progress: float) -> float:
@@ -34,28 +33,33 @@ def schedule(config: TrainConfig, step: int, progress: float) -> float:
 
 def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.GradientTransformation:
     """The gradient transformation for `model`'s params, at the peak learning rates."""
-    # The decoder's maps; what reads signals in and writes them out is AdamW's, as embeddings are.
-    in_decoder = {name: name == "transformer" for name in model.abstract}
-    roles = {
-        name: jax.tree.map(lambda _, r, d=in_decoder[name]: r if d else None, tree, model.matrices[name])
-        for name, tree in model.abstract.items()
-    }
-    dims = jax.tree.map(
-        lambda _, r: r and contrib.MuonDimensionNumbers(reduction_axis=r[0], output_axis=r[1]), model.abstract, roles
+
+    # The decoder's maps are Muon's; what reads signals in and writes them out is AdamW's, as embeddings are.
+    def label(path: tuple[Any, ...], _: Any, roles: muon.Roles | None) -> str:
+        return "muon" if roles and path[0].key == "transformer" else "adamw"
+
+    labels = jax.tree.map_with_path(label, model.abstract, model.matrices)
+    by_muon = optax.chain(
+        optax.trace(_MOMENTUM, nesterov=True),
+        optax.stateless(lambda updates, _: _orthogonalised(updates, model, jnp.dtype(config.dtype))),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(config.learning_rate),
     )
-    is_matrix = jax.tree.map(lambda _, r: r is not None, model.abstract, roles)
+    by_adamw = optax.adam(config.adam_learning_rate, b2=_ADAM_B2, nesterov=True)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        contrib.muon(
-            config.learning_rate,
-            ns_coeffs=_NEWTON_SCHULZ,
-            weight_decay=config.weight_decay,
-            weight_decay_mask=is_matrix,
-            adam_learning_rate=config.adam_learning_rate,
-            adam_b2=0.98,
-            muon_weight_dimension_numbers=dims,
-        ),
+        optax.clip_by_global_norm(config.clip_norm), optax.partition({"muon": by_muon, "adamw": by_adamw}, labels)
     )
+
+
+def _orthogonalised(updates: Params, model: InteractionModel, dtype: jnp.dtype) -> Params:
+    """Those of the model's weights that are in `updates`, by what the model declares of each."""
+    roles, axes = (
+        {tuple(path): leaf for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))}
+        for tree in (model.matrices, model.axes)
+    )
+    paths, weights = zip(*((tuple(path), leaf) for path, leaf in jax.tree.leaves_with_path(updates)), strict=True)
+    done = muon.orthogonalise(weights, [roles[p] for p in paths], [axes[p] for p in paths], dtype)
+    return jax.tree.unflatten(jax.tree.structure(updates), done)
 
 
 def optimizer_shardings(tx: optax.GradientTransformation, params: Params, shardings: Any, mesh: Mesh) -> Any:
