@@ -116,28 +116,33 @@ class Transformer(nnx.Module):
         Args:
           x: [B, T, D] embedded tokens.
           valid: bool [B, T], real tokens (padding comes last); None: all.
-          remat: recompute each repeated unit in the backward pass.
+          remat: recompute each layer in the backward pass.
 
         Returns:
           Hidden states after the final norm [B, T, D], and the expert load of each sparse group ([E] or [repeats, E]).
         """
+
+        def run(definition: nnx.GraphDef, x: Array, weights: nnx.State) -> tuple[Array, Array]:
+            return nnx.merge(definition, weights).sequence(x, valid)
+
+        if remat:
+            run = jax.checkpoint(run, static_argnums=0)
         loads: dict[str, Array] = {}
+        parts = {g.name: nnx.split(getattr(self, g.name)) for g in self.plan}
         for group in self.plan:
             if not group.repeats:
-                x, loads[group.name] = getattr(self, group.name).sequence(x, valid)
-        groups = [g for g in self.plan if g.repeats]
-        if groups:
-            defs, weights = zip(*(nnx.split(getattr(self, g.name)) for g in groups), strict=True)
+                x, loads[group.name] = run(parts[group.name][0], x, parts[group.name][1])
+        repeated = {g.name: parts[g.name] for g in self.plan if g.repeats}
+        if repeated:
 
-            def unit(x: Array, weights: tuple[nnx.State, ...]) -> tuple[Array, list[Array]]:
-                unit_loads = []
-                for definition, w in zip(defs, weights, strict=True):
-                    x, load = nnx.merge(definition, w).sequence(x, valid)
-                    unit_loads.append(load)
+            def unit(x: Array, weights: dict[str, nnx.State]) -> tuple[Array, dict[str, Array]]:
+                unit_loads = {}
+                for name, (definition, _) in repeated.items():
+                    x, unit_loads[name] = run(definition, x, weights[name])
                 return x, unit_loads
 
-            x, unit_loads = jax.lax.scan(jax.checkpoint(unit) if remat else unit, x, weights)
-            loads |= {g.name: load for g, load in zip(groups, unit_loads, strict=True)}
+            x, unit_loads = jax.lax.scan(unit, x, {name: weights for name, (_, weights) in repeated.items()})
+            loads |= unit_loads
         return self._final(x), {name: load for name, load in loads.items() if load.shape[-1]}
 
     def stream(

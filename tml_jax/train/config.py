@@ -28,7 +28,7 @@ class TrainConfig:
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the arithmetic; the weights stay float32.
-      remat: recompute each scanned unit in the backward pass: less memory, a third more work.
+      remat: recompute each layer in the backward pass: less memory, a third more work.
       workers: processes that make the data; 0: a thread of the trainer's own; None: two fewer than there are cores.
       eval_every, checkpoint_every, log_every: in steps. eval_conversations: held-out ones of an evaluation.
       eval_every_s, checkpoint_every_s: the same in seconds, for a run of `minutes`.
