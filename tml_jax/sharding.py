@@ -6,6 +6,7 @@ axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis is cut over as
 on, as divide it.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,3 +99,12 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, x.shape, mesh)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def whole(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A weight gathered over `fsdp`, for the arithmetic; its gradient is added up and cut at once (reduce-scatter)."""
+    return constrain(x, [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
+
+
+whole.defvjp(lambda x, axes: (whole(x, axes), None), lambda axes, _, gradient: (constrain(gradient, axes),))

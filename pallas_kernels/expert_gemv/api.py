@@ -103,9 +103,7 @@ def _bwd(args: tuple[Array | None, ...], grad: Array) -> tuple[Array | None, ...
         raise ValueError("expert_gemv has no gradient of int8 weights: train with the float ones.")
 
     def mlp(x: Array, weights: Array, gate_up: Array, down: Array) -> Array:
-        if layer is not None:
-            gate_up, down = gate_up[layer], down[layer]
-        return grouped.expert_mlp(x, expert_ids, weights, gate_up, down)
+        return grouped.expert_mlp(x, expert_ids, weights, gate_up, down, layer)
 
     d_x, d_weights, d_gate_up, d_down = jax.vjp(mlp, x, weights, gate_up, down)[1](grad)
     return d_x, None, d_weights, d_gate_up, d_down, None, None, None

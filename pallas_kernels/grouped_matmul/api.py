@@ -1,6 +1,7 @@
 """Grouped matmul: rows sorted by group, each times its group's matrix; and the experts' SwiGLU built on it."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
@@ -64,8 +65,9 @@ def expert_mlp(
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
     weights: Float[Array, "t k"],
-    gate_up: Float[Array, "e 2 d f"],
-    down: Float[Array, "e f d"],
+    gate_up: Float[Array, "*l e 2 d f"],
+    down: Float[Array, "*l e f d"],
+    layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "t d"]:
     """The routed experts: ``sum_k weights * down_e(silu(gate_e(x)) * up_e(x))``.
 
@@ -74,6 +76,7 @@ def expert_mlp(
       expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing.
       weights: [T, k].
       gate_up: [E, 2, D, F], gate before up; down: [E, F, D].
+      layer: int32 scalar. With it gate_up and down are those of all layers, [L, ...], of which a TPU copies none.
 
     Returns:
       [T, D].
@@ -81,13 +84,20 @@ def expert_mlp(
     Raises:
       ValueError: shapes do not fit.
     """
-    experts, planes, d, f = gate_up.shape
-    if planes != 2 or down.shape != (experts, f, d) or x.shape[-1] != d or expert_ids.shape != weights.shape:
+    *layers, experts, planes, d, f = gate_up.shape
+    fits = planes == 2 and down.shape == (*layers, experts, f, d) and len(layers) == (layer is not None)
+    if not fits or x.shape[-1] != d or expert_ids.shape != weights.shape:
         raise ValueError(
-            f"expert_mlp needs x [T, D], ids and weights [T, k], gate_up [E, 2, D, F], down [E, F, D]; got {x.shape}, "
-            f"{expert_ids.shape}, {weights.shape}, {gate_up.shape}, {down.shape}."
+            "expert_mlp needs x [T, D], ids and weights [T, k], gate_up [E, 2, D, F], down [E, F, D], the last two "
+            f"stacked over layers if there is a layer; got {x.shape}, {expert_ids.shape}, {weights.shape}, "
+            f"{gate_up.shape}, {down.shape}{'' if layer is None else ' and a layer'}."
         )
-    return _MODULES[platform.implementation()].expert_mlp(x, expert_ids, weights, gate_up, down)
+    module = _MODULES[platform.implementation()]
+    if module is tpu:
+        return tpu.expert_mlp(x, expert_ids, weights, gate_up, down, layer)
+    if layer is not None:
+        gate_up, down = (lax.dynamic_index_in_dim(w, layer, keepdims=False) for w in (gate_up, down))
+    return module.expert_mlp(x, expert_ids, weights, gate_up, down)
 
 
 def _check(name: str, needs: str, lhs: Array, rhs: Array, group_sizes: Array, width: int) -> None:

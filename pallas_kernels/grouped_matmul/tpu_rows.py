@@ -102,6 +102,7 @@ def _forward_kernel(
     base_ref: Any,
     end_ref: Any,
     steps_ref: Any,
+    _first_ref: Any,
     lhs_hbm: Any,
     *refs: Any,
     tiles: Tiles,
@@ -253,9 +254,10 @@ def _multiply(
 
 def grouped_planes(
     lhs: Float[Array, "q m c"],
-    rhs: Float[Array, "e p c n"],
+    rhs: Float[Array, "*l e p c n"],
     group_sizes: Int[Array, " e"],
     row_scale: Float[Array, " m"] | None = None,
+    layer: Int[Array, ""] | None = None,
     *,
     combine: Combine = "each",
     transpose: bool = False,
@@ -264,14 +266,17 @@ def grouped_planes(
 
     Args:
       lhs: [Q, M, C]; Q is 1, or P for "sum".
-      rhs: [E, P, C, N], or [E, P, N, C] with `transpose`.
+      rhs: [E, P, C, N], or [E, P, N, C] with `transpose`; of all layers, [L, ...], with a `layer`.
       group_sizes: int32 [E]; rows past their sum give zero.
       row_scale: [M] float32, a factor of each row of the result.
+      layer: int32, which layer of rhs. In a scan over layers a slice of rhs would be a copy of every expert.
       combine: "each": a result a plane [P, M, N]; "swiglu": silu(first) * second [1, M, N]; "sum": over planes, of
         as many planes of lhs [1, M, N].
     """
     q, m, c = lhs.shape
-    experts, planes = rhs.shape[:2]
+    experts, planes = rhs.shape[-4:-2]
+    first = jnp.zeros((1,), jnp.int32) if layer is None else (layer * experts).astype(jnp.int32).reshape(1)
+    rhs = rhs.reshape(-1, *rhs.shape[-3:])
     n = rhs.shape[2] if transpose else rhs.shape[3]
     lhs = pad(lhs, (1, ALIGN), (2, 128))
     rhs = pad(rhs, (2, 128), (3, 128))
@@ -284,9 +289,9 @@ def grouped_planes(
     meta = schedule(group_sizes, rows, tiles.rows, tiles.core_columns, rest=True)
     block = (1, planes, tiles.columns, lhs.shape[2]) if transpose else (1, planes, lhs.shape[2], tiles.columns)
 
-    def weights(core: Any, step: Any, group: Any, column: Any, *_: Any) -> tuple[Any, ...]:
+    def weights(core: Any, step: Any, group: Any, column: Any, *rest: Any) -> tuple[Any, ...]:
         # Past the last group the weights that are there stay.
-        real = jnp.minimum(group[step], experts - 1)
+        real = rest[-1][0] + jnp.minimum(group[step], experts - 1)
         at = core * tiles.core_columns + column[step]
         return (real, 0, at, 0) if transpose else (real, 0, 0, at)
 
@@ -316,7 +321,7 @@ def grouped_planes(
     y = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=5,
+            num_scalar_prefetch=6,
             grid=(tiles.cores, meta[-1][0]),
             in_specs=[in_hbm, *([in_hbm] * scaled), pl.BlockSpec(block, weights)],
             out_specs=in_hbm,
@@ -331,7 +336,7 @@ def grouped_planes(
         ),
         interpret=platform.interpret(),
         name=f"grouped_matmul_{combine}" + ("_transposed" if transpose else ""),
-    )(*meta, lhs, *scale_operand, rhs)
+    )(*meta, first, lhs, *scale_operand, rhs)
     return y[:, :m, :n]
 
 

@@ -77,20 +77,18 @@ def _on_this_device(
         gate_up, down = (lax.all_gather(w, placement.width, axis=2, tiled=True) for w in (gate_up, down))
     own = gate_up.shape[-4]
 
-    def run(x: Array, ids: Array, weights: Array) -> Array:
-        return _local(x, ids, weights, gate_up, down, layer)
-
+    experts = gate_up, down, layer
     partial = [] if placement.hidden is None else [placement.hidden]
     axis = placement.experts
     if axis is None:
-        y = run(x, ids, weights)
+        y = _local(x, ids, weights, *experts)
     elif axis not in placement.tokens:
-        y = run(x, exchange.own_ids(ids, own, axis), weights)
+        y = _local(x, exchange.own_ids(ids, own, axis), weights, *experts)
         partial.append(axis)
     elif _way(placement, x, ids, axis) == "all_gather":
-        y = exchange.gather(x, ids, weights, own, axis, run)
+        y = exchange.gather(x, ids, weights, experts, own, axis, _local)
     else:
-        y = exchange.all_to_all(x, ids, weights, own, axis, run, placement.mesh.axis_names)
+        y = exchange.all_to_all(x, ids, weights, experts, own, axis, _local, placement.mesh.axis_names)
     return lax.psum(y, tuple(partial)) if partial else y
 
 
@@ -109,6 +107,4 @@ def _way(placement: Placement, x: Array, ids: Array, axis: str) -> Way:
 def _local(x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, layer: Array | None) -> Array:
     if expert_gemv.is_few(*ids.shape):
         return expert_gemv.expert_gemv(x, ids, weights, gate_up, down, layer=layer)
-    if layer is not None:
-        gate_up, down = (lax.dynamic_index_in_dim(w, layer, keepdims=False) for w in (gate_up, down))
-    return grouped_matmul.expert_mlp(x, ids, weights, gate_up, down)
+    return grouped_matmul.expert_mlp(x, ids, weights, gate_up, down, layer)

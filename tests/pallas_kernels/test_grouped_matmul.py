@@ -247,6 +247,23 @@ def test_a_token_of_the_expert_mlp_does_not_depend_on_the_others(implementation,
         np.testing.assert_array_equal(seen[0], y)
 
 
+@pytest.mark.parametrize("implementation", ["cpu", "interpret"])
+def test_a_layer_of_stacked_experts_gives_the_bits_and_gradients_of_its_slice(implementation):
+    x, ids, weights, *layer_1 = experts(9, 40, 24, 20, 8, 2)
+    stacks = [jnp.stack([jnp.full_like(w, jnp.nan), w, jnp.full_like(w, jnp.nan)]) for w in layer_1]
+
+    def run(layer, *weight):
+        with platform.forced(implementation):
+            y, vjp = jax.vjp(lambda *args: api.expert_mlp(x, ids, *args, layer), weights, *weight)
+            return y, *vjp(y)
+
+    y, of_weights, *of_experts = jax.jit(run)(jnp.int32(1), *stacks)
+    expected = jax.jit(functools.partial(run, None))(*layer_1)
+    for mine, theirs in zip((y, of_weights, *(d[1] for d in of_experts)), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert not any(np.any(d[0]) or np.any(d[2]) for d in of_experts)
+
+
 @pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("gpu", 700), ("interpret", 200)])
 def test_expert_mlp_keeps_nan_with_its_users(implementation, tokens):
     x, ids, weights, gate_up, down = experts(8, tokens, 16, 12, 4, 2)

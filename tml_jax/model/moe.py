@@ -11,12 +11,16 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from tml_jax import sharding
 from tml_jax.model.config import TextConfig
 from tml_jax.model.primitives import Declare, Linear
+
+# What the routed experts gave: a layer that is recomputed had better keep it, for their tokens travel.
+ROUTED = "routed"
 
 
 class DenseMlp(nnx.Module):
@@ -92,6 +96,7 @@ class Moe(nnx.Module):
         with jax.named_scope("experts"):
             experts = self.gate_up[...], self.down[...]
             y = routed_experts(flat, ids, weights.astype(x.dtype), *experts, layer, _placement(len(x), *experts))
+            y = checkpoint_name(y, ROUTED)
         with jax.named_scope("shared_experts"):
             # A product each: for one of both, a CPU would transpose the weights in every call.
             gate, up = (jnp.einsum("td,sdf->tsf", flat, self.shared_gate_up[...][:, plane]) for plane in (0, 1))

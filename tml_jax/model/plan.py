@@ -26,6 +26,10 @@ class LayerGroup:
     repeats: int
     stride: int
 
+    def kind(self) -> tuple[LayerType, MlpType]:
+        """What its layers are."""
+        return self.layer_type, self.mlp_type
+
     def layers(self) -> tuple[int, ...]:
         """Model layer indices, in stacking order."""
         return tuple(self.first + i * self.stride for i in range(max(1, self.repeats)))

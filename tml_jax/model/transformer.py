@@ -1,7 +1,10 @@
 """The Inkling decoder over embedded tokens: the same layers for whole sequences and for a live stream."""
 
 import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tml_jax import sharding
 from tml_jax.model.attention import Attention
 from tml_jax.model.config import InteractionConfig
-from tml_jax.model.moe import DenseMlp, Moe
+from tml_jax.model.moe import ROUTED, DenseMlp, Moe
 from tml_jax.model.plan import LayerGroup, layer_plan
 from tml_jax.model.primitives import Declare, RMSNorm, ShortConv, in_tiles
 from tml_jax.model.state import CacheShape, LayerState, StreamState, cache_shape
@@ -85,6 +88,39 @@ def _is_indexed(path: tuple[Any, ...], _: Any) -> bool:
     return path[0] == "mlp" and path[-1] in Moe.indexed
 
 
+class _Run:
+    """Layers of one kind that follow each other: for whole sequences they are compiled once and scanned over.
+
+    Attributes:
+      names: of their groups. weights: stacked, [layers, ...] or, of groups that repeat, [repeats, layers, ...].
+    """
+
+    def __init__(self, transformer: "Transformer", groups: list[LayerGroup]) -> None:
+        self.names = [group.name for group in groups]
+        definitions, weights = zip(*(nnx.split(getattr(transformer, name)) for name in self.names), strict=True)
+        self._definition, axis = definitions[0], min(groups[0].repeats, 1)
+        paths, variables = zip(*(nnx.to_flat_state(weights[0])), strict=True)
+        axes = (v.get_metadata("axes")[axis:] for v in variables)
+        # The experts' weights are gathered where their tokens are.
+        self._whole = {path: a for path, a in zip(paths, axes, strict=True) if not _is_indexed(path, None)}
+        self.weights = jax.tree.map(lambda *layers: jnp.stack(layers, axis), *map(nnx.to_pure_dict, weights))
+
+    def layer(self, weights: dict[str, Any]) -> DecoderLayer:
+        """A layer around its weights, each of them gathered once for all that is done with it."""
+        flat = nnx.to_flat_state(nnx.State(weights))
+        gathered = {path: sharding.whole(w, self._whole[path]) if path in self._whole else w for path, w in flat}
+        return nnx.merge(self._definition, nnx.from_flat_state(gathered))
+
+
+def _scan(f: Callable[..., Any], x: Array, weights: Any, length: int) -> Any:
+    """`jax.lax.scan`, without a loop where there is nothing to turn."""
+    if length > 1:
+        return jax.lax.scan(f, x, weights)
+    one = jax.tree.map(lambda w: w[0], weights) if length else weights
+    x, y = f(x, one)
+    return x, jax.tree.map(lambda y: y[None], y) if length else y
+
+
 class Transformer(nnx.Module):
     """The decoder, without embedding: layers named by `layer_plan`, a final norm and the unembedding."""
 
@@ -116,33 +152,30 @@ class Transformer(nnx.Module):
         Args:
           x: [B, T, D] embedded tokens.
           valid: bool [B, T], real tokens (padding comes last); None: all.
-          remat: recompute each layer in the backward pass.
+          remat: recompute each layer in the backward pass, except what the routed experts gave.
 
         Returns:
           Hidden states after the final norm [B, T, D], and the expert load of each sparse group ([E] or [repeats, E]).
         """
 
-        def run(definition: nnx.GraphDef, x: Array, weights: nnx.State) -> tuple[Array, Array]:
-            return nnx.merge(definition, weights).sequence(x, valid)
+        def layer(run: _Run, x: Array, weights: dict[str, Any]) -> tuple[Array, Array]:
+            return run.layer(weights).sequence(x, valid)
 
-        if remat:
-            run = jax.checkpoint(run, static_argnums=0)
+        def unit(runs: list[_Run], x: Array, weights: list[dict[str, Any]]) -> tuple[Array, list[Array]]:
+            loads = []
+            for run, of_run in zip(runs, weights, strict=True):
+                f = functools.partial(layer, run)
+                f = jax.checkpoint(f, policy=jax.checkpoint_policies.save_only_these_names(ROUTED)) if remat else f
+                x, load = _scan(f, x, of_run, len(run.names))
+                loads.append(load)
+            return x, loads
+
         loads: dict[str, Array] = {}
-        parts = {g.name: nnx.split(getattr(self, g.name)) for g in self.plan}
-        for group in self.plan:
-            if not group.repeats:
-                x, loads[group.name] = run(parts[group.name][0], x, parts[group.name][1])
-        repeated = {g.name: parts[g.name] for g in self.plan if g.repeats}
-        if repeated:
-
-            def unit(x: Array, weights: dict[str, nnx.State]) -> tuple[Array, dict[str, Array]]:
-                unit_loads = {}
-                for name, (definition, _) in repeated.items():
-                    x, unit_loads[name] = run(definition, x, weights[name])
-                return x, unit_loads
-
-            x, unit_loads = jax.lax.scan(unit, x, {name: weights for name, (_, weights) in repeated.items()})
-            loads |= unit_loads
+        for repeats, groups in itertools.groupby(self.plan, lambda group: group.repeats):
+            runs = [_Run(self, list(run)) for _, run in itertools.groupby(groups, LayerGroup.kind)]
+            x, unit_loads = _scan(functools.partial(unit, runs), x, [run.weights for run in runs], repeats)
+            for run, load in zip(runs, unit_loads, strict=True):
+                loads |= dict(zip(run.names, jnp.moveaxis(load, -2, 0), strict=True))
         return self._final(x), {name: load for name, load in loads.items() if load.shape[-1]}
 
     def stream(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tml_jax import sharding
 from tml_jax.model.interaction import Decisions, InteractionModel, Params, Spoken
 from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput
 from tml_jax.train.config import TrainConfig
@@ -39,7 +40,8 @@ def flow_loss(
     net = model.net(params)
     condition = net.flow.condition(spoken.hidden, net.text(spoken.token), spoken.previous)
     rows = spoken.real.size
-    target, condition = mel.reshape(rows, -1).astype(jnp.float32), condition.reshape(rows, -1)
+    target = sharding.constrain(mel.reshape(rows, -1).astype(jnp.float32), ("batch", None))
+    condition = sharding.constrain(condition.reshape(rows, -1), ("batch", None))
     draw_keys = jax.random.split(key, model.config.flow.draws)
     losses = sum(net.flow.loss(target, condition, k) for k in draw_keys) / len(draw_keys)
     weight = spoken.real.reshape(rows).astype(jnp.float32)
@@ -66,6 +68,7 @@ def loss(
     inputs, outputs = batch
     feedback_key, flow_key = jax.random.split(key)
     noise = model.config.flow.sigma_feedback * jax.random.normal(feedback_key, outputs.mel.shape)
+    noise = sharding.constrain(noise, ("batch", None, None, None))
     decisions = model.decide(params, inputs, outputs, num_tokens, noise, config.remat)
     sums = _sums(model, params, decisions, outputs, config)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from tml_jax import sharding
 from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.plan import layer_plan
 from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
 from tml_jax.train.config import ExperimentConfig
@@ -51,6 +53,7 @@ class Trainer:
         self.num_tokens, self.group = experiment.data.window_tokens, experiment.data.group
         self.model = InteractionModel(experiment.model)
         self._compute = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype)).abstract
+        self._layers = {group.name for group in layer_plan(experiment.model.text)}
         self.tx = make_optimizer(self.model, experiment.train)
         replicated = self.executor.sharding()
         weights = self.executor.shardings(self.model.axes, self.model.abstract)
@@ -134,8 +137,13 @@ class Trainer:
     def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, loss_lib.LossOutput]:
         # Cast where they lie, so that what is gathered of them is half as large.
         params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
-        with_axes = jax.tree.map(lambda p, axes: sharding.constrain(p, axes), params, self.model.axes)
-        return loss_lib.loss(self.model, with_axes, batch, self.config, self.num_tokens, key)
+        placed = jax.tree.map_with_path(self._placed, params, self.model.axes)
+        return loss_lib.loss(self.model, placed, batch, self.config, self.num_tokens, key)
+
+    def _placed(self, path: tuple[Any, ...], weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+        """A layer gathers its weights when its turn comes; all else is needed at both ends of a step."""
+        of_layer = path[0].key == "transformer" and path[1].key in self._layers
+        return (sharding.constrain if of_layer else sharding.whole)(weight, axes)
 
     def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
