@@ -1,6 +1,8 @@
-"""Compiles a program for a TPU slice, no chip needed, and prints its memory and what moves between chips.
+"""Compiles a program for a TPU slice, no chip needed: its memory, what moves between chips, the least time of a call.
 
     python -m launch.aot_compile --config=configs/inkling_small.py --topology=v5p:2x4x4 --program=micro_turn
+
+Several slices or numbers of sessions, with commas, make a table; --sweep=DIR also writes it, and a plot.
 
 Needs the TPU compiler: ``pip install -c constraints.txt 'tml_jax[tpu]'``.
 """
@@ -30,9 +32,14 @@ from tml_jax.eval import aot  # noqa: E402
 from tml_jax.train.config import load_experiment  # noqa: E402
 
 CONFIG = cli.config("configs/inkling_small.py")
-TOPOLOGY = flags.DEFINE_string("topology", "v5p:2x4x4", "The slice: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
+TOPOLOGY = flags.DEFINE_list("topology", ["v5p:2x4x4"], "Slices: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
 PROGRAM = flags.DEFINE_enum("program", "micro_turn", aot.PROGRAMS, "What is compiled.")
-SESSIONS = flags.DEFINE_integer("sessions", 32, "Live conversations, or windows of a training step.", lower_bound=1)
+SESSIONS = flags.DEFINE_list("sessions", ["32"], "Live conversations, or windows of a training step.")
+flags.register_validator(
+    "sessions", lambda counts: all(n.isdigit() and int(n) for n in counts), "sessions are whole numbers of 1 and more."
+)
+BLOCK = flags.DEFINE_string("block", None, "Of a micro-turn: sound, sound+text, ...; none: the longest.")
+SWEEP = cli.out_folder("sweep", None, "Writes the table of a sweep, and its plot, into this folder.")
 MESH = cli.mesh("the slice's own axes")
 JSON = cli.json_out()
 HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
@@ -45,13 +52,36 @@ def main(argv: list[str]) -> None:
             "launch.aot_compile: libtpu, the TPU compiler, is missing; pip install -c constraints.txt 'tml_jax[tpu]'."
         )
     experiment = load_experiment(CONFIG.value)
-    report, compiled = aot.compile_program(
-        experiment, TOPOLOGY.value, PROGRAM.value, sessions=SESSIONS.value, mesh_shape=cli.mesh_shape(MESH)
-    )
-    print(aot.render(report))
+    reports, compiled = [], None
+    cases = [(topology, int(sessions)) for topology in TOPOLOGY.value for sessions in SESSIONS.value]
+    for topology, sessions in cases:
+        try:
+            report, compiled = aot.compile_program(
+                experiment,
+                topology,
+                PROGRAM.value,
+                sessions=sessions,
+                mesh_shape=cli.mesh_shape(MESH),
+                block=BLOCK.value,
+            )
+        except ValueError as error:
+            if len(cases) == 1:
+                raise
+            print(error, file=sys.stderr)
+        else:
+            reports.append(report)
+            print(aot.render(report), flush=True)
+    if len(cases) > 1 or SWEEP.value:
+        print(aot.table(reports))
+    if SWEEP.value:
+        folder = pathlib.Path(SWEEP.value)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "table.md").write_text(aot.table(reports) + "\n")
+        aot.plot(reports, folder / "plot.png")
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    if HLO.value:
+        written = [report.to_json() for report in reports]
+        pathlib.Path(JSON.value).write_text(json.dumps(written[0] if len(cases) == 1 else written, indent=1) + "\n")
+    if HLO.value and compiled is not None:
         pathlib.Path(HLO.value).write_text(compiled.as_text())
 
 

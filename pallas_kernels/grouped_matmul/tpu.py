@@ -82,5 +82,5 @@ def expert_mlp(
     x: Array, expert_ids: Array, weights: Array, gate_up: Array, down: Array, layer: Array | None = None
 ) -> Array:
     """See `api.expert_mlp`; with a `layer`, of the weights of all layers."""
-    of_layer = (functools.partial(product, layer=layer) for product in (grouped_swiglu, grouped_matmul))
-    return routing.sorted_mlp(*of_layer, x, expert_ids, weights, gate_up, down)
+    swiglu, product = (functools.partial(f, layer=layer) for f in (grouped_swiglu, grouped_matmul))
+    return routing.sorted_mlp(swiglu, product, x, expert_ids, weights, gate_up, down)

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 Way = Literal["all_gather", "all_to_all"]
 
 # Axes of the torus, and bytes a second of a link one way (cloud.google.com/tpu/docs; jax-ml.github.io/scaling-book).
-_ICI = {
+ICI = {
     pltpu.ChipVersion.TPU_V5E: (2, 45e9),
     pltpu.ChipVersion.TPU_V5P: (3, 90e9),
     pltpu.ChipVersion.TPU_V6E: (2, 90e9),
@@ -38,11 +38,11 @@ class Exchange:
 
     def sides(self, chip: pltpu.TpuInfo) -> tuple[int, ...]:
         """The sides that the group has on the chip's torus."""
-        return torus(self.devices, _ICI[chip.chip_version][0])
+        return torus(self.devices, ICI[chip.chip_version][0])
 
     def seconds(self, way: Way, chip: pltpu.TpuInfo) -> float:
         """There and back: the links' time and the memory's."""
-        sides, link = self.sides(chip), _ICI[chip.chip_version][1]
+        sides, link = self.sides(chip), ICI[chip.chip_version][1]
         links = sum(min(side, 3) - 1 for side in sides)
         memory = chip.mem_bw_bytes_per_second * chip.num_cores
         choices = self.tokens * self.k
@@ -50,7 +50,7 @@ class Exchange:
             hops = float((self.devices - 1) * self.tokens)
             passes = _GATHERED_PASSES * self.devices * choices
         else:
-            hops = choices * sum((side * side // 4) / side for side in sides)
+            hops = choices * mean_hops(sides)
             passes = _SENT_PASSES * choices
         return self.row_bytes * (2 * hops / (max(links, 1) * link) + passes / memory)
 
@@ -58,6 +58,11 @@ class Exchange:
         """The way that takes less time."""
         ways: tuple[Way, Way] = ("all_gather", "all_to_all")
         return min(ways, key=lambda way: self.seconds(way, chip))
+
+
+def mean_hops(sides: tuple[int, ...]) -> float:
+    """Links that lie between two devices of a torus, on average."""
+    return sum((side * side // 4) / side for side in sides)
 
 
 def torus(devices: int, axes: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ It says nothing of numerics or of real speed. No weight is ever allocated.
 
 import dataclasses
 import math
+import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,15 +17,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from tml_jax import sharding
-from tml_jax.eval import hlo
+from tml_jax.eval import hlo, roofline
 from tml_jax.executor.executor import Executor
-from tml_jax.executor.live import LiveModel
+from tml_jax.executor.live import LiveModel, Rung
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams import packed
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer
 
 ProgramName = Literal["micro_turn", "train_step"]
+MICRO_TURN_S = 0.2
 PROGRAMS: tuple[ProgramName, ...] = ("micro_turn", "train_step")
 
 
@@ -34,7 +36,9 @@ class Report:
 
     Attributes:
       arguments, outputs, temporaries, aliased: bytes; `aliased` is what outputs share with arguments.
-      flops: of the compiler's own analysis, None where it has none; it counts a loop's body once.
+      sessions: live conversations, or windows of a training step. block: of a micro-turn, what it has room for.
+      turns: micro-turns that a call takes all of them further.
+      bound: the least time of a call (`eval.roofline`).
     """
 
     program: str
@@ -46,7 +50,10 @@ class Report:
     outputs: int
     temporaries: int
     aliased: int
-    flops: float | None
+    sessions: int
+    block: str
+    turns: float
+    bound: roofline.Bound
     compile_s: float
     hlo: hlo.Program
 
@@ -55,11 +62,22 @@ class Report:
         """Bytes a device needs while the program runs."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
+    @property
+    def chip_hours(self) -> float:
+        """Of a conversation-hour, at the least: all slots are live, and chips that serve wait for the next tick."""
+        chips, hours = math.prod(self.mesh.values()), self.sessions * self.turns * MICRO_TURN_S
+        return chips * (MICRO_TURN_S if self.program == "micro_turn" else self.bound.apart) / hours
+
     def to_json(self) -> dict[str, Any]:
         """A flat object: names as printed."""
         fields = dataclasses.asdict(self)
-        program = fields.pop("hlo")
-        return fields | program | {"total": self.total}
+        program, bound = fields.pop("hlo"), fields.pop("bound")
+        extra = {"binds": self.bound.binds, "overlapped": self.bound.overlapped, "apart": self.bound.apart}
+        extra |= {
+            "mfu_overlapped": self.bound.mfu(self.bound.overlapped),
+            "mfu_apart": self.bound.mfu(self.bound.apart),
+        }
+        return fields | program | bound | extra | {"total": self.total, "chip_hours": self.chip_hours}
 
 
 def make_mesh(topology: str, shape: Sequence[int]) -> Mesh:
@@ -103,7 +121,13 @@ def _default_shape(topology: str, devices: int) -> tuple[int, ...]:
 
 
 def compile_program(
-    experiment: ExperimentConfig, topology: str, program: ProgramName, *, sessions: int, mesh_shape: Sequence[int] = ()
+    experiment: ExperimentConfig,
+    topology: str,
+    program: ProgramName,
+    *,
+    sessions: int,
+    mesh_shape: Sequence[int] = (),
+    block: str | None = None,
 ) -> tuple[Report, jax.stages.Compiled]:
     """Compiles a program for a slice.
 
@@ -113,44 +137,95 @@ def compile_program(
       program: "micro_turn", one step of `sessions` live conversations, or "train_step", of `sessions` windows.
       sessions: conversations in all.
       mesh_shape: sizes of (data, fsdp, expert, tensor).
+      block: of a micro-turn, the rung of `executor.live.ladder` by name; None: the longest.
 
     Raises:
-      ValueError: no such slice, or the program doesn't fit it.
+      ValueError: no such slice or block, or the program doesn't fit; then it says whether half as many sessions do.
     """
+    try:
+        return _compiled(experiment, topology, program, sessions, mesh_shape, block)
+    except MemoryError as error:
+        reason, fewer = error, sessions // 2
+    while fewer:
+        try:
+            report, _ = _compiled(experiment, topology, program, fewer, mesh_shape, block)
+        except (MemoryError, ValueError):
+            fewer //= 2
+        else:
+            fits = f"{fewer} do, in {report.total / 2**30:.1f} GiB a device"
+            break
+    else:
+        fits = "nor does one: take a larger slice, or cut the weights over more of it"
+    raise ValueError(f"{program} of {sessions} sessions doesn't fit {topology} ({reason}); {fits}.")
+
+
+def _compiled(
+    experiment: ExperimentConfig,
+    topology: str,
+    program: ProgramName,
+    sessions: int,
+    mesh_shape: Sequence[int],
+    block: str | None,
+) -> tuple[Report, jax.stages.Compiled]:
+    """As `compile_program`; raises MemoryError where HBM or VMEM are short, saying how much is asked for."""
     mesh = make_mesh(topology, mesh_shape)
     start = time.monotonic()
-    lower = _micro_turn if program == "micro_turn" else _train_step
     try:
-        compiled = lower(experiment, mesh, sessions).compile()
+        if program == "micro_turn":
+            rung, lowered = _micro_turn(experiment, mesh, sessions, block)
+        else:
+            rung, lowered = None, _train_step(experiment, mesh, sessions)
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = next((line for line in str(error).splitlines() if "Used" in line), str(error).splitlines()[0])
-        raise ValueError(f"{program} of {sessions} sessions doesn't fit {topology}: {reason.strip()}") from error
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = next((line for line in lines if "exceed" in line.lower() or "Used" in line), lines[0])
+        raise MemoryError(said.removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")) from error
     seconds = time.monotonic() - start
-    memory = compiled.memory_analysis()
-    costs = compiled.cost_analysis() or {}
+    memory, found, model = (
+        compiled.memory_analysis(),
+        hlo.analyse(compiled.as_text()),
+        InteractionModel(experiment.model),
+    )
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    if rung is not None:
+        length = 1 + experiment.model.stream.audio_tokens + rung.patches + rung.text
+        work, traffic, turns = roofline.of_micro_turn(model, sessions, length), held, 1.0
+    else:
+        # The state is read and written; what is kept for the backward pass is too.
+        work, traffic = roofline.of_train_step(experiment, model, sessions), 2 * (held + memory.temp_size_in_bytes)
+        turns = experiment.data.window_turns
     report = Report(
         program=program,
         topology=topology,
         mesh=dict(mesh.shape),
         device=mesh.devices.flat[0].device_kind,
-        parameters=InteractionModel(experiment.model).num_params(),
+        parameters=model.num_params(),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        flops=costs.get("flops"),
+        sessions=sessions,
+        block="" if rung is None else rung.name,
+        turns=turns,
+        bound=roofline.bound(work, traffic, found.collectives, mesh.shape, roofline.chip_of(topology)),
         compile_s=seconds,
-        hlo=hlo.analyse(compiled.as_text()),
+        hlo=found,
     )
     return report, compiled
 
 
-def _micro_turn(experiment: ExperimentConfig, mesh: Mesh, sessions: int) -> jax.stages.Lowered:
+def _micro_turn(
+    experiment: ExperimentConfig, mesh: Mesh, sessions: int, block: str | None
+) -> tuple[Rung, jax.stages.Lowered]:
     executor, model = Executor(mesh), InteractionModel(experiment.model, jnp.bfloat16)
-    params = executor.abstract(model.abstract, model.axes)
-    return LiveModel(executor, model, experiment.model.stream, sessions).lower_step(params)
+    live = LiveModel(executor, model, experiment.model.stream, sessions)
+    named = {rung.name: rung for rung in live.rungs}
+    if block is not None and block not in named:
+        raise ValueError(f"{experiment.name} has no block {block!r}; it is compiled for {', '.join(named)}.")
+    rung = live.rungs[-1] if block is None else named[block]
+    return rung, live.lower_step(executor.abstract(model.abstract, model.axes), rung)
 
 
 def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.stages.Lowered:
@@ -168,21 +243,61 @@ def render(report: Report) -> str:
     """The report as text for a terminal."""
     gib = {name: getattr(report, name) / 2**30 for name in ("arguments", "outputs", "aliased", "temporaries", "total")}
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    bound = report.bound
+    times = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in _times(bound))
     lines = [
         f"{report.program} for {report.topology} ({report.device}; {mesh}), {report.parameters / 1e9:.2f} B parameters",
-        f"compiled in {report.compile_s:.1f} s",
+        ", ".join(filter(None, (f"{report.sessions} sessions", report.block, f"compiled in {report.compile_s:.1f} s"))),
         "memory of a device, GiB: " + ", ".join(f"{name} {value:.2f}" for name, value in gib.items()),
+        f"bounds of a call, ms: {times}; {bound.binds} binds",
+        f"  {1e3 * bound.overlapped:.3g} ms if all overlaps (MFU {bound.mfu(bound.overlapped):.0%}), "
+        f"{1e3 * bound.apart:.3g} if nothing does (MFU {bound.mfu(bound.apart):.0%})",
+        f"  {report.chip_hours:.3f} chip-hours a conversation-hour"
+        + ("" if report.program == "micro_turn" else ", if nothing overlaps"),
+        "collectives of a call, on a device:",
+        f"  {'kind':20} {'runs':>6} {'MB':>12}  groups",
     ]
-    if report.flops:
-        lines.append(
-            f"the compiler counts {report.flops / 1e12:.3f} TFLOP a device; that is no measure of work: "
-            "it takes a loop's body once and no custom kernel"
-        )
-    lines.append("collectives of a call, on a device:")
-    lines.append(f"  {'kind':20} {'runs':>6} {'MB':>12}  groups")
     lines += [f"  {c.kind:20} {c.count:6} {c.bytes / 1e6:12.2f}  {c.groups[:60]}" for c in report.hlo.collectives]
     if report.hlo.kernels:
         lines.append("custom kernels: " + ", ".join(f"{name} x{runs}" for name, runs in report.hlo.kernels.items()))
     if report.hlo.open_loops:
         lines.append(f"{report.hlo.open_loops} loops turn as often as their data says; their bodies are counted once")
     return "\n".join(lines)
+
+
+def _times(bound: roofline.Bound) -> list[tuple[str, float]]:
+    return [("compute", bound.compute), ("HBM", bound.memory), ("links", bound.links)]
+
+
+def table(reports: Sequence[Report]) -> str:
+    """A sweep as a Markdown table, a row for each program that fits."""
+    head = ["slice", "sessions", "block", "GiB", "compute ms", "HBM ms", "links ms", "binds", "MFU", "chip-hours"]
+    rows = [head, ["---"] * len(head)]
+    for r in reports:
+        times = [f"{1e3 * s:.3g}" for _, s in _times(r.bound)]
+        mfu = f"{r.bound.mfu(r.bound.apart):.0%}-{r.bound.mfu(r.bound.overlapped):.0%}"
+        cells = [r.topology, str(r.sessions), r.block, f"{r.total / 2**30:.1f}", *times, r.bound.binds, mfu]
+        rows.append([*cells, f"{r.chip_hours:.3f}"])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def plot(reports: Sequence[Report], path: pathlib.Path) -> None:
+    """A sweep for planning: least time of a call, between all overlapping and nothing, and memory, by sessions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for topology in dict.fromkeys(r.topology for r in reports):
+        mine = sorted((r for r in reports if r.topology == topology), key=lambda r: r.sessions)
+        sessions = [r.sessions for r in mine]
+        (line,) = times.plot(sessions, [1e3 * r.bound.apart for r in mine], marker="o", label=topology)
+        least = [1e3 * r.bound.overlapped for r in mine]
+        times.fill_between(sessions, least, [1e3 * r.bound.apart for r in mine], color=line.get_color(), alpha=0.15)
+        memory.plot(sessions, [r.total / 2**30 for r in mine], marker="o", color=line.get_color(), label=topology)
+    times.set(xlabel="sessions", ylabel="ms a call", title="bounds: all overlaps to nothing does", ylim=0)
+    memory.set(xlabel="sessions", ylabel="GiB a device", title="memory", ylim=0)
+    times.legend()
+    figure.savefig(path)
+    plt.close(figure)

@@ -61,13 +61,19 @@ class Collective:
 
     Attributes:
       kind: such as "all-reduce". groups: how devices are grouped: how many groups of how many, and the first.
-      count: runs in one call of the program. bytes: of its results on a device, over all runs.
+      count: runs in one call of the program. bytes: of its larger side on a device, over all runs: what a gather or
+        an exchange gives, what a reduction takes.
     """
 
     kind: str
     groups: str
     count: int
     bytes: int
+
+    @property
+    def group_size(self) -> int:
+        """Devices of a group; 2 of a permutation's pairs."""
+        return 2 if self.groups.endswith("pairs") else int(self.groups.partition(" x ")[2].partition(":")[0] or 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +131,7 @@ def analyse(text: str) -> Program:
         if kind := _collective(operation):
             key = (kind, _groups(operation.line))
             counts[key] += turns
-            sizes[key] += turns * _result_bytes(operation)
+            sizes[key] += turns * _larger_side(operation)
     table = [Collective(*key, counts[key], sizes[key]) for key in counts]
     return Program(tuple(sorted(table, key=lambda c: -c.bytes)), dict(kernels), len(open_loops))
 
@@ -135,7 +141,9 @@ def _runs(
 ) -> Iterator[tuple[Operation, int]]:
     """Every operation that a computation runs, and how often."""
     for operation in computations.get(name, ()):
-        yield operation, turns
+        # A TPU's compiler writes a reduce-scatter as a fusion of an all-reduce and a slice.
+        scattered = name.startswith("all-reduce-scatter") and operation.kind == "all-reduce"
+        yield dataclasses.replace(operation, kind="all-reduce-scatter") if scattered else operation, turns
         if operation.kind == "while":
             body, condition = (re.search(rf"{part}=%?([\w.\-]+)", operation.line) for part in ("body", "condition"))
             assert body and condition, operation.line
@@ -158,7 +166,7 @@ def _trip_count(computations: dict[str, list[Operation]], loop: Operation, condi
 
 
 def _collective(operation: Operation) -> str | None:
-    kind = operation.kind.removesuffix("-start")
+    kind = operation.kind.removesuffix("-start").replace("all-reduce-scatter", "reduce-scatter")
     return kind if kind in COLLECTIVES else None
 
 
@@ -194,8 +202,11 @@ def _device_order(sizes: str, axes: str | None) -> np.ndarray:
     return (order.transpose(_sizes(axes)) if axes else order).reshape(-1)
 
 
-def _result_bytes(operation: Operation) -> int:
-    """Bytes of the result; an asynchronous start's type also lists its operands and context: the largest is it."""
+def _larger_side(operation: Operation) -> int:
+    """Bytes; an asynchronous start's type also lists its operands and context: the largest is it."""
     if operation.kind.endswith("-start") and operation.type.startswith("("):
         return max((num_bytes(f"{dtype}[{size}]") for dtype, size in _ARRAY.findall(operation.type)), default=0)
-    return num_bytes(operation.type)
+    size = num_bytes(operation.type)
+    if operation.kind == "reduce-scatter":
+        size *= Collective("", _groups(operation.line), 0, 0).group_size
+    return size

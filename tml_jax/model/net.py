@@ -23,8 +23,7 @@ class InteractionNet(nnx.Module):
 
     def __init__(self, make: Declare, config: InteractionConfig) -> None:
         spec, d = config.stream, config.text.hidden_size
-        self.max_output = spec.max_output
-        self.textless = 1 + spec.audio_tokens + spec.max_patches  # the longest block of a live step without text
+        self.max_output, self.audio_tokens = spec.max_output, spec.audio_tokens
         self.row_tile = config.numerics.row_tile
         self.patch = spec.mel_frames_per_patch * spec.mel_bins
         self.text = TextEmbed(make, config.text)
@@ -38,13 +37,19 @@ class InteractionNet(nnx.Module):
         self.flow = FlowHead(make, config.flow, self.patch, d)
 
     def embed_inputs(self, inputs: MicroTurnInput) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"]]:
-        """Input blocks [B] -> all slots [B, S, D], and which are real. The first real one carries the clock."""
-        parts = (self.embed_audio(inputs.audio), self.embed_patches(inputs.patches), self.embed_text(inputs.text))
-        counts = (jnp.where(inputs.has_audio, parts[0].shape[1], 0), inputs.num_patches, inputs.num_text)
-        real = [jnp.arange(x.shape[1]) < count[:, None] for x, count in zip(parts, counts, strict=True)]
+        """Input blocks [B] -> all slots [B, S, D], and which are real. The first real one carries the clock.
+
+        Blocks may have less room for patches and for text than the spec has, or none.
+        """
+        parts = [(self.embed_audio(inputs.audio), jnp.where(inputs.has_audio, self.audio_tokens, 0))]
+        if inputs.patches.shape[1]:
+            parts.append((self.embed_patches(inputs.patches), inputs.num_patches))
+        if inputs.text.shape[1]:
+            parts.append((self.embed_text(inputs.text), inputs.num_text))
+        real = [jnp.arange(x.shape[1]) < count[:, None] for x, count in parts]
         real = jnp.concatenate(real, axis=1) & inputs.active[:, None]
         first = real & (jnp.cumsum(real, axis=1) == 1)
-        x = jnp.concatenate(parts, axis=1)
+        x = jnp.concatenate([x for x, _ in parts], axis=1)
         return x + jnp.where(first[..., None], self.embed_clock(inputs.turn)[:, None], 0), real
 
     def embed_outputs(

@@ -9,9 +9,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, UInt32
 
-from pallas_kernels import platform
 from tml_jax.model.layout import Packing
 from tml_jax.model.net import InteractionNet, session_keys
 from tml_jax.model.state import StreamState
@@ -54,7 +53,8 @@ def micro_turn_step(
         x = jnp.concatenate([last[:, None], x], axis=1)
         real = jnp.concatenate([(state.has_last & inputs.active)[:, None], real], axis=1)
         packing = Packing.of(real, x.shape[1])
-    hidden, state = _append(net, packing.pack(x), state, packing.count)
+    hidden, state = net.transformer.stream(packing.pack(x), state, packing.count)
+    hidden = jnp.take_along_axis(hidden, jnp.maximum(packing.count - 1, 0)[:, None, None], axis=1)[:, 0]
 
     previous = jnp.where(state.last_speaking[:, None, None], state.last_mel, 0)
     first = _write(net, control, hidden, previous, session_keys(rng, inputs.turn, 0), inputs.active)
@@ -76,30 +76,6 @@ def micro_turn_step(
         one = jnp.ones((), jnp.int32)
         _, _, state, outputs = jax.lax.while_loop(wanted, further, (one, first.speaking, state, outputs))
     return state, outputs
-
-
-def _append(
-    net: InteractionNet, x: Float[Array, "b t d"], state: StreamState, count: Int[Array, " b"]
-) -> tuple[Float[Array, "b d"], StreamState]:
-    """Appends the `count` [B] real ones of x; the hidden state of the last of each.
-
-    A CPU's time goes with the tokens, real or not, and nearly every micro-turn is without text. So it takes the
-    blocks piece by piece until the longest is over. A token's piece, and its place in it, are given by its place in its
-    own block: its bits do not depend on how long the others' blocks are. A TPU's time goes into reading weights, once.
-    """
-    length, piece = x.shape[1], net.textless if platform.implementation() == "cpu" else x.shape[1]
-    x = jnp.pad(x, ((0, 0), (0, -length % piece), (0, 0)))
-
-    def append(at: Array, hidden: Array, state: StreamState) -> tuple[Array, Array, StreamState]:
-        real = jnp.clip(count - at, 0, piece)
-        y, state = net.transformer.stream(jax.lax.dynamic_slice_in_dim(x, at, piece, axis=1), state, real)
-        y = jnp.take_along_axis(y, jnp.maximum(real - 1, 0)[:, None, None], axis=1)[:, 0]
-        return at + piece, jnp.where((real > 0)[:, None], y, hidden), state
-
-    first = jnp.zeros((), jnp.int32), jnp.zeros_like(x[:, 0]), state
-    if piece >= length:
-        return append(*first)[1:]
-    return jax.lax.while_loop(lambda carry: carry[0] < jnp.max(count), lambda carry: append(*carry), first)[1:]
 
 
 def _write(

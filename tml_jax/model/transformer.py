@@ -164,8 +164,9 @@ class Transformer(nnx.Module):
         def unit(runs: list[_Run], x: Array, weights: list[dict[str, Any]]) -> tuple[Array, list[Array]]:
             loads = []
             for run, of_run in zip(runs, weights, strict=True):
-                f = functools.partial(layer, run)
-                f = jax.checkpoint(f, policy=jax.checkpoint_policies.save_only_these_names(ROUTED)) if remat else f
+                f: Callable[..., Any] = functools.partial(layer, run)
+                if remat:
+                    f = jax.checkpoint(f, policy=jax.checkpoint_policies.save_only_these_names(ROUTED))
                 x, load = _scan(f, x, of_run, len(run.names))
                 loads.append(load)
             return x, loads

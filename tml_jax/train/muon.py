@@ -22,7 +22,7 @@ from tml_jax import sharding
 
 # The quintic that was tuned for five turns (kellerjordan.github.io/posts/muon).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-_TURNS = 5
+TURNS = 5
 # Values of matrices that are orthogonalised at once.
 _CHUNK = 2**26
 # Empty matrices that a device may get so that all get as many, beside each real one.
@@ -42,7 +42,7 @@ def newton_schulz(x: Float[Array, "*b m n"]) -> Float[Array, "*b m n"]:
         return a * x + (b * gram + c * gram @ gram) @ x
 
     # A loop that stays one: unrolled it compiles half as long again and runs no faster.
-    return lax.fori_loop(0, _TURNS, turn, x / (norm + 1e-8).astype(x.dtype))
+    return lax.fori_loop(0, TURNS, turn, x / (norm + 1e-8).astype(x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
