@@ -1,7 +1,9 @@
 """Trains an experiment: ``python -m launch.train --config=configs/inkling_tiny.py --workdir=runs/tiny``.
 
 Ctrl-C or SIGTERM ends it after the step it is in, with a checkpoint that the same command goes on from, and with exit
-status 130 or 143; a second one ends it at once. On a pod SIGTERM on any host ends all of them after the same step.
+status 130 or 143; a second one ends it at once. On a pod SIGTERM on any host ends all after the same step; where
+one is dead or stuck, the others end within a minute, with status 75. The same command, on as many hosts or others, goes
+on with the conversations that would have come next.
 
 With JAX_COMPILATION_CACHE_DIR=<folder> in the environment the next run finds there what this one compiled.
 """
@@ -38,6 +40,9 @@ WORKERS = flags.DEFINE_integer(
 REPLAY = flags.DEFINE_float(
     "replay", None, "Share of a batch that was in an earlier one, where not the experiment's own.", lower_bound=0.0
 )
+LOCAL = cli.out_folder("local", None, "On a disk of each host's own: checkpoints between those in the workdir.")
+MESH = cli.mesh("the experiment's own")
+PROFILE = flags.DEFINE_list("profile", None, "First and last step of which to write a trace, such as 10,12.")
 INIT_FROM = flags.DEFINE_string("init_from", None, "A saved model to begin with, instead of fresh weights.")
 STOP_AFTER = flags.DEFINE_integer(
     "stop_after", None, "Stop at this step, as if the run had been cut there.", lower_bound=1
@@ -49,14 +54,27 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all, with that address.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.", lower_bound=0)
-# A process that is silent for so long is dead, and ends all others.
-_HEARTBEAT_S = 30
+# A process that is silent for so long is dead, and ends all others, where the watchdog is not there yet or no more.
+_HEARTBEAT_S = 50
+
+
+@flags.validator("profile")
+def _check_profile(steps: list[str] | None) -> bool:
+    if steps is not None and not (
+        len(steps) == 2 and all(step.isdigit() for step in steps) and 1 <= int(steps[0]) <= int(steps[1])
+    ):
+        raise flags.ValidationError(f"a first and a last step are needed, such as 10,12, not {','.join(steps)}.")
+    return True
 
 
 def _experiment() -> ExperimentConfig:
     experiment = load_experiment(CONFIG.value)
-    given = {"steps": STEPS, "batch_size": BATCH_SIZE, "minutes": MINUTES, "workers": WORKERS}
+    given = {"steps": STEPS, "batch_size": BATCH_SIZE, "minutes": MINUTES, "workers": WORKERS, "local": LOCAL}
     changes: dict[str, Any] = {name: flag.value for name, flag in given.items() if flag.value is not None}
+    if MESH.value:
+        changes["mesh"] = cli.mesh_shape(MESH)
+    if PROFILE.value is not None:
+        changes["profile"] = tuple(map(int, PROFILE.value))
     if STEPS.value is not None:
         if MINUTES.value is not None:
             raise ValueError("A run has --steps or --minutes, not both.")

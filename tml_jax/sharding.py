@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
@@ -34,16 +34,34 @@ RULES: Mapping[str, tuple[str, ...]] = {
 def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of (data, fsdp, expert, tensor); the empty shape puts every device on `data`.
 
+    On a TPU each axis is laid along axes of the torus, so that a collective's neighbours are neighbours. Devices of
+    several slices differ along the outer part of `data` alone: the network between slices, much slower than that within
+    one, then carries nothing but sums of gradients.
+
     Raises:
-      ValueError: the shape's product isn't the number of devices.
+      ValueError: the shape's product isn't the number of devices, `data` isn't cut evenly over the slices, or an axis
+        can't be laid on the torus.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(shape) or (len(devices), 1, 1, 1)
-    if len(shape) != len(MESH_AXES) or int(np.prod(shape)) != len(devices):
+    if len(shape) != len(MESH_AXES) or math.prod(shape) != len(devices):
         raise ValueError(
             f"Mesh {shape} must give {len(MESH_AXES)} sizes {MESH_AXES} whose product is the {len(devices)} devices."
         )
-    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise ValueError(f"Mesh {shape} must cut `data`, its first size, evenly over the {slices} slices.")
+    try:
+        if slices > 1:
+            within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+            placed = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+        else:
+            placed = mesh_utils.create_device_mesh(shape, devices)
+    except (NotImplementedError, ValueError, AssertionError) as error:  # AssertionError: no whole cuboid
+        raise ValueError(
+            f"Mesh {shape} doesn't lie on these {len(devices)} devices: each size must be a product of physical axes."
+        ) from error
+    return Mesh(placed, MESH_AXES)
 
 
 def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint._src.path import atomicity
 
 from tests.model import tiny
 from tml_jax import sharding
@@ -212,3 +214,26 @@ def test_errors_of_a_training_checkpoint_are_one_sentence(tmp_path):
             file.write_bytes(b"junk")
     with store.TrainCheckpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"5 cannot be read"):
         checkpoints.restore({"a": {"w": jnp.ones((2, 3))}})
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """What is written is the state as it was, though later steps have taken over its memory; leaving waits for it."""
+    writing = threading.Event()
+    finalize = atomicity.AtomicRenameTemporaryPath.finalize
+
+    async def slow(self, *arguments, **named):
+        writing.wait(60)
+        return await finalize(self, *arguments, **named)
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", slow)
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros(1 << 20)
+    with store.TrainCheckpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": x})
+        for _ in range(3):
+            x = step(x)
+        x.block_until_ready()
+        assert not (tmp_path / "checkpoints" / "1").exists()
+        writing.set()
+    with store.TrainCheckpoints(tmp_path) as checkpoints:
+        assert not checkpoints.restore({"x": x}, step=1).state["x"].any() and x[0] == 3

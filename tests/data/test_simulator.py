@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pytest
 
@@ -201,20 +200,45 @@ def test_workers_make_the_same_batches_in_the_same_order(replaying):
     batches.close()
 
 
-def test_what_is_replayed_was_in_an_earlier_batch(replaying):
-    _, batches = replaying
+def test_what_is_replayed_was_in_an_earlier_batch_or_before_the_first(replaying):
+    """At the same place: two places take turns to replay."""
+    config, batches = replaying
     turns = [batch[0].turn.reshape(2, 2, -1) for batch in batches]  # two groups of two
-    for i in range(1, 5):
-        fresh, replayed = turns[i]
-        assert any((replayed == earlier[0]).all() for earlier in turns[:i])
-        assert not any((fresh == earlier[0]).all() for earlier in turns[:i])
+    source = pipeline.GroupSource(config, SPEC, TOKENIZER, "train")
+    earlier = [source(number)[0].turn for number in range(2)]
+    for i, batch in enumerate(turns):
+        replayed, fresh = batch if i % 2 == 0 else batch[::-1]
+        assert (fresh == source(i + 2)[0].turn).all()
+        assert any((replayed == earlier[n]).all() for n in range((i + 1) % 2, len(earlier), 2))
+        earlier.append(fresh)
 
 
-def test_a_batch_is_the_same_whoever_makes_its_groups():
-    config = dataclasses.replace(CONFIG, group=2)
-    whole = list(itertools.islice(_batches(config), 2))[1]
-    part = list(itertools.islice(_batches(config, groups=[1]), 2))[1]
-    _same(part, tuple(jax.tree.map(lambda x: x[len(x) // 2 :], one) for one in whole))
+@pytest.mark.parametrize("replay", [0.0, 0.5, 0.67])
+def test_batches_are_the_same_on_other_hosts_and_when_resumed(monkeypatch, replay):
+    """The conversations of a run that goes on with 4, 2, 1 and again 4 processes are those of one never interrupted."""
+    monkeypatch.setattr(pipeline.GroupSource, "__call__", lambda self, number: np.int64(number))
+    monkeypatch.setattr(pipeline.packed, "batch", lambda groups, room: [int(group) for group in groups])
+    config = dataclasses.replace(CONFIG, group=2, replay=replay, replay_pool=30)
+
+    def batches(first, last, processes):
+        """Of a run on so many processes, which fill every so many places of eight."""
+        groups = [tuple(range(i, 8, processes)) for i in range(processes)]
+        parts = [pipeline.Pipeline(config, SPEC, TOKENIZER, 16, "train", mine).batches(first) for mine in groups]
+        for _ in range(first, last):
+            batch = dict(
+                item for part, mine in zip(parts, groups, strict=True) for item in zip(mine, next(part), strict=True)
+            )
+            yield [batch[place] for place in range(8)]
+        for part in parts:
+            part.close()
+
+    wanted = list(batches(0, 40, 1))
+    runs = ((0, 9, 4), (9, 14, 2), (14, 15, 1), (15, 40, 4))
+    assert [batch for run in runs for batch in batches(*run)] == wanted
+    # Each group is new once, one after the other, and as many of a batch are as the share says.
+    newest, fresh = [max(batch) for batch in wanted], round((1 - replay) * 8)
+    assert newest == list(range(newest[0], newest[0] + 40 * fresh, fresh))
+    assert {number for batch in wanted for number in batch} >= set(range(newest[0] - fresh + 1, newest[-1] + 1))
 
 
 def test_a_batch_is_made_of_whole_groups():

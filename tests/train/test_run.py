@@ -6,6 +6,7 @@ No step is compiled: what is pinned here lies around the steps, and a step that 
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import re
 import signal
@@ -166,3 +167,46 @@ def test_an_interrupted_run_saves_and_goes_on_with_the_next_batch(model, tmp_pat
     batches = Pipeline(EXPERIMENT.data, stream, TOKENIZER, train_config.batch_size, "train", groups=(0, 1)).batches()
     wanted = [total(batch) for batch in itertools.islice(batches, len(cut))]
     assert [loss for _, loss in cut] == wanted and len(set(wanted)) == len(wanted)
+
+
+def test_a_run_tells_what_its_time_went_into_and_traces_some_steps(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", count)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: time.sleep(0.2) or {"loss": 0.0})
+    begin = time.monotonic()
+    experiment = changed("train", profile=(2, 3), eval_every=2)
+    Run(experiment, str(tmp_path), TOKENIZER, str(model)).train(stop_after=4)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "train"]
+    whole = time.monotonic() - begin
+    # What follows a step is told with the next one: an evaluation and a checkpoint after every second.
+    assert [row["evaluate_s"] >= 0.2 for row in rows] == [False, False, True, False]
+    assert [row["save_s"] > 0 for row in rows] == [False, False, True, False]
+    assert all(row["step_s"] >= 0.1 and row["data_s"] > 0 for row in rows)
+    assert sum(row[f"{what}_s"] for row in rows for what in ("data", "step", "save", "evaluate")) < whole
+    # The first step is compiled, and counts as a loss.
+    assert rows[0]["goodput"] == 0 and 0.3 / whole <= rows[-1]["goodput"] < 1
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_run_that_is_lost_goes_on_from_the_disk_where_that_is_newer(model, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 0.0})
+    experiment = changed("train", local=str(tmp_path / "disk"), local_every=1, checkpoint_every=100)
+
+    def run(dies_after=100, stop_after=None):
+        def step(self, state, batch, scale=1.0):
+            if int(state.step) == dies_after:
+                raise RuntimeError("the power is out")
+            return dataclasses.replace(state, step=state.step + 1), {"loss": total(batch)}
+
+        monkeypatch.setattr(Trainer, "step", step)
+        return Run(experiment, str(tmp_path / "run"), TOKENIZER, str(model)).train(stop_after)
+
+    with pytest.raises(RuntimeError, match="the power is out"):
+        run(dies_after=3)
+    assert run(stop_after=5).step == 5 and "going on from step 3, as it is on the disks" in caplog.text
+    caplog.clear()
+    assert run(stop_after=6).step == 6 and "going on from step 5\n" in caplog.text
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    losses = [(row["step"], row["loss"]) for row in rows if row["split"] == "train"]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6] and len(set(losses)) == 6

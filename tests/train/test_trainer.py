@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from pallas_kernels import platform
+from tests.model import tiny
 from tests.train.experiment_small import CONFIG as SMALL
 from tml_jax import sharding
 from tml_jax.data.pipeline import Pipeline
@@ -95,7 +96,7 @@ def test_nothing_is_learnt_from_what_nobody_wrote_down():
     trainer = Trainer(SMALL, sharding.make_mesh(()))
     inputs, outputs = next(Pipeline(SMALL.data, SMALL.model.stream, TOKENIZER, 4, "train").batches())
     unheard = dataclasses.replace(outputs, heard=np.full_like(outputs.heard, UNHEARD))
-    loss = jax.jit(jax.grad(trainer._loss, has_aux=True))
+    loss = jax.jit(trainer.gradients)
     params = trainer.init().params
     for target, learns in ((outputs, True), (unheard, False)):
         gradients, out = loss(params, trainer.place((inputs, target)), jax.random.key(0))
@@ -103,21 +104,35 @@ def test_nothing_is_learnt_from_what_nobody_wrote_down():
         assert out.metrics["token_loss"] > 0
 
 
-def test_losses_in_chunks_are_those_of_the_whole():
-    """Chunks that do not divide the window, too; the gradients as well."""
-    found = []
-    for turns in (None, 5):
-        experiment = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, loss_turns=turns))
-        trainer = Trainer(experiment, sharding.make_mesh(()))
-        pipeline = Pipeline(experiment.data, experiment.model.stream, TOKENIZER, 4, "train")
-        batch, state = next(pipeline.batches()), trainer.init()
-        loss = jax.jit(jax.value_and_grad(trainer._loss, has_aux=True))
-        (_, out), gradients = loss(state.params, trainer.place(batch), jax.random.key(0))
-        found.append(jax.device_get((out.metrics, gradients)))
-    (metrics, whole), (in_chunks, chunked) = found
-    assert {k: float(v) for k, v in in_chunks.items()} == pytest.approx(
-        {k: float(v) for k, v in metrics.items()}, rel=1e-5
+def gradients_of_a_batch(**changes):
+    """And its metrics."""
+    experiment = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, **changes))
+    trainer = Trainer(experiment, sharding.make_mesh(()))
+    batch = next(Pipeline(experiment.data, experiment.model.stream, TOKENIZER, 4, "train").batches())
+    params = tiny.random_params(trainer.model)
+    return jax.device_get(jax.jit(trainer.gradients)(params, trainer.place(batch), jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def whole_batch():
+    return gradients_of_a_batch()
+
+
+@pytest.mark.parametrize("changes", [{"loss_turns": 5}, {"microbatches": 2}])
+def test_losses_in_chunks_and_gradients_in_parts_are_those_of_the_whole(whole_batch, changes):
+    """Chunks that do not divide the window, too; of the same random draws."""
+    whole, out = whole_batch
+    in_parts, added = gradients_of_a_batch(**changes)
+    assert {k: float(v) for k, v in added.metrics.items()} == pytest.approx(
+        {k: float(v) for k, v in out.metrics.items()}, rel=1e-5
     )
+    jax.tree.map(np.testing.assert_array_equal, added.load, out.load)
     # As one vector: a router's one scale has a gradient that is the rounding of a sum of thousands.
-    norm, off = (float(optax.global_norm(g)) for g in (whole, jax.tree.map(np.subtract, whole, chunked)))
+    norm, off = (float(optax.global_norm(g)) for g in (whole, jax.tree.map(np.subtract, whole, in_parts)))
     assert off <= 1e-5 * norm
+
+
+def test_parts_of_a_batch_are_whole_groups():
+    experiment = dataclasses.replace(SMALL, train=dataclasses.replace(SMALL.train, microbatches=3))
+    with pytest.raises(ValueError, match=r"2 groups .* can't be cut over 1 devices of 3 microbatches"):
+        Trainer(experiment, sharding.make_mesh(())).groups()

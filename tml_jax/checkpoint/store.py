@@ -42,8 +42,8 @@ class Restored(NamedTuple):
 class TrainCheckpoints:
     """The checkpoints of a training run, in ``workdir/checkpoints``.
 
-    A checkpoint appears when it is whole: a run killed while saving leaves the one before. Use as a context manager,
-    or `close` it.
+    A checkpoint is written while training goes on, and appears when it is whole: a run killed while saving leaves the
+    one before. Use as a context manager, or `close` it, which waits for what is being written.
 
     Args:
       workdir: of the run.
@@ -56,12 +56,14 @@ class TrainCheckpoints:
     ) -> None:
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._config = json.loads(json.dumps(config))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: Any, data: Any = None) -> None:
-        """Saves what follows `step`.
+        """Begins to save what follows `step`; returns once the state is copied and may be overwritten.
+
+        Waits first for an earlier one that is still being written, and raises what went wrong with that.
 
         Args:
           step: steps taken so far.
@@ -72,6 +74,9 @@ class TrainCheckpoints:
         meta = {"data": kept, "config": self._config}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         self._manager.save(step, args=args, force=True)
+
+    def finish(self) -> None:
+        """Waits until what was saved is written."""
         self._manager.wait_until_finished()
 
     def latest(self) -> int | None:
@@ -129,7 +134,7 @@ class TrainCheckpoints:
                 )
 
     def close(self) -> None:
-        """Ends the manager's threads."""
+        """Waits until all is written, and ends the manager's threads."""
         self._manager.close()
 
     def __enter__(self) -> "TrainCheckpoints":

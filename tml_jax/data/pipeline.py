@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -106,8 +107,7 @@ class Pipeline:
       config: what to draw. spec: the stream. tokenizer_path: of the model.
       batch_size: conversations of a batch, a multiple of `config.group`.
       split: "train" or "heldout".
-      groups: those of every batch that this process makes; None: all. A batch doesn't depend on who makes which, but
-        for what is replayed: that is drawn from a process's own.
+      groups: the places of every batch that this process fills; None: all. A batch doesn't depend on who fills which.
       workers: processes that make groups; 0: one thread of this process does.
     """
 
@@ -132,38 +132,39 @@ class Pipeline:
     def _mine(self) -> Sequence[int]:
         return range(self.batch_size // self.config.group) if self.groups is None else self.groups
 
-    @property
-    def fresh(self) -> int:
-        """Groups of a batch that are new, of those that this process makes."""
-        share = self.config.replay if self.split == "train" else 0.0
-        return max(1, round((1 - share) * len(self._mine())))
+    @functools.cached_property
+    def _order(self) -> "_Order":
+        size, share = self.batch_size // self.config.group, self.config.replay if self.split == "train" else 0.0
+        return _Order(size, max(1, round((1 - share) * size)))
 
     def batches(self, first: int = 0) -> Generator[Batch, None, None]:
         """The batches from number `first` on: this process's groups, [rows, window_turns], with one pack a group."""
-        fresh, count, space = self.fresh, len(self._mine()), self.config.room
-        replayed = count - fresh
-        begin = max(0, first - -(-self.config.replay_pool // fresh)) if replayed else first
-        made = self._made(begin * fresh)
-        pool: collections.deque[Batch] = collections.deque(maxlen=self.config.replay_pool)
-        with contextlib.closing(made):
+        order, depth = self._order, -(-self.config.replay_pool // self._order.size)
+        pools = {place: collections.deque[Batch](maxlen=depth) for place in self._mine()}
+        # What comes before the first batch only fills the pools.
+        first += order.within(1)
+        begin = max(0, first - order.within(depth))
+        with contextlib.closing(self._made(begin)) as made:
             for number in itertools.count(begin):
-                # Copies: what a worker sends lies in shared memory, which is scarce and goes back at once.
-                with _signals_blocked():  # the workers begin in it
-                    new = [jax.tree.map(np.array, group) for group in itertools.islice(made, fresh)]
+                groups = []
+                for place, pool in pools.items():
+                    if order.number(number, place) is not None:
+                        # Copies: what a worker sends lies in shared memory, which is scarce and goes back at once.
+                        with _signals_blocked():  # the workers begin in it
+                            groups.append(jax.tree.map(np.array, next(made)))
+                        if order.replays:
+                            pool.append(groups[-1])
+                    elif number >= first:
+                        rng = np.random.default_rng((self.config.seed, 11, number, place))
+                        groups.append(pool[int(rng.integers(len(pool)))])
                 if number >= first:
-                    rng = np.random.default_rng((self.config.seed, 11, number))
-                    old = [pool[int(i)] for i in rng.integers(len(pool), size=replayed)] if pool else new[:1] * replayed
-                    yield packed.batch(new + old, space)
-                if replayed:
-                    pool.extend(new)
+                    yield packed.batch(groups, self.config.room)
 
-    def _made(self, first: int) -> grain.DatasetIterator:
-        """This process's new groups, from the one with place `first` among them on."""
-        mine = self._mine()[: self.fresh]
-        of = self.fresh if self.groups is None else self.batch_size // self.config.group
+    def _made(self, begin: int) -> grain.DatasetIterator:
+        """This process's new groups, from those of batch `begin` on."""
         source = GroupSource(self.config, self.spec, self.tokenizer_path, self.split)
-        numbers = _Numbers(tuple(mine), of)
-        data = grain.MapDataset.range(first, _ENDLESS).map(numbers).map(source)
+        numbers = _Numbers(self._order, tuple(self._mine()))
+        data = grain.MapDataset.range(numbers.before(begin), _ENDLESS).map(numbers).map(source)
         if not self.workers:
             return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
         if not flags.FLAGS.is_parsed():  # Grain hands absl's flags on to its workers
@@ -174,15 +175,50 @@ class Pipeline:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Order:
+    """Which places of which batch take new groups: `fresh` of `size`, spread evenly over places and over batches."""
+
+    size: int
+    fresh: int
+
+    @property
+    def replays(self) -> bool:
+        """Whether there are places that take none."""
+        return self.fresh < self.size
+
+    @property
+    def period(self) -> int:
+        """Batches after which the same places take new ones."""
+        return self.size // math.gcd(self.size, self.fresh)
+
+    def number(self, batch: int, place: int) -> int | None:
+        """Of the group that is new at this place; None: there is none."""
+        start, here, after = (i * self.fresh // self.size for i in (batch, batch + place, batch + place + 1))
+        return batch * self.fresh + here - start if after > here else None
+
+    def within(self, count: int) -> int:
+        """Batches in which every place has had so many new ones; 0 where nothing is replayed."""
+        return -(-count * self.size // self.fresh) if self.replays else 0
+
+
 class _Numbers:
-    """The number of the group at each place of a process's own: `mine` of each batch of `of`."""
+    """The numbers of the new groups of a process's places, in the order of batches; picklable."""
 
-    mine: tuple[int, ...]
-    of: int
+    def __init__(self, order: _Order, places: tuple[int, ...]) -> None:
+        self._period, self._step = order.period, order.period * order.fresh
+        found = [[order.number(batch, place) for place in places] for batch in range(order.period)]
+        self._found = [[number for number in batch if number is not None] for batch in found]
+        self._flat = [number for batch in self._found for number in batch]
 
-    def __call__(self, place: int) -> int:
-        batch, i = divmod(place, len(self.mine))
-        return batch * self.of + self.mine[i]
+    def before(self, batch: int) -> int:
+        """How many there are in earlier batches."""
+        periods, rest = divmod(batch, self._period)
+        return periods * len(self._flat) + sum(map(len, self._found[:rest]))
+
+    def __call__(self, index: int) -> int:
+        """The one with this index."""
+        periods, rest = divmod(index, len(self._flat))
+        return periods * self._step + self._flat[rest]
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt32
 
-from tml_jax import sharding
 from tml_jax.model.config import FlowConfig
 from tml_jax.model.primitives import Declare, Linear
 
@@ -67,7 +66,7 @@ class FlowHead(nnx.Module):
     def loss(self, mel: Float[Array, "n p"], condition: Float[Array, "n w"], key: Array) -> Float[Array, " n"]:
         """The flow-matching loss of each patch, one draw of noise and time each: the mean squared velocity error."""
         noise_key, time_key = jax.random.split(key)
-        noise = sharding.constrain(jax.random.normal(noise_key, mel.shape), ("batch", None))
+        noise = jax.random.normal(noise_key, mel.shape)
         t = jax.random.uniform(time_key, mel.shape[:-1])
         x = (1 - t[:, None]) * noise + t[:, None] * mel
         error = (self.clean(x, t, condition) - mel) / jnp.maximum(1 - t, MIN_REMAINING)[:, None]

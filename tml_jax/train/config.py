@@ -24,13 +24,19 @@ class TrainConfig:
       flow_weight, heard_weight: of the flow and the heard loss beside the token loss.
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
       augment: changes to the user's sound, drawn anew in each step; None: none.
+      microbatches: parts of a batch whose gradients are added up one after another: less memory, the same step.
       loss_turns: micro-turns whose logits are in memory at once, computed again in the backward pass; None: all.
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the arithmetic; the weights stay float32.
       remat: recompute each layer in the backward pass: less memory, a third more work.
+      stuck_after_s: on a pod, seconds after which a process that waits for data or runs a step is stuck and ends the
+        run; more than the longest step.
+      profile: first and last step of which a trace goes into the run's folder ``profile``; None: of none.
       workers: processes that make the data; 0: a thread of the trainer's own; None: two fewer than there are cores.
       eval_every, checkpoint_every, log_every: in steps. eval_conversations: held-out ones of an evaluation.
+      local: folder on a disk of each host's own for more checkpoints, every `local_every` steps; None: none. A run goes
+        on from the newest of them that all hosts have.
       eval_every_s, checkpoint_every_s: the same in seconds, for a run of `minutes`.
     """
 
@@ -49,17 +55,22 @@ class TrainConfig:
     heard_weight: float = 0.5
     listen_weight: float = 1.0
     augment: SpecAugment | None = None
+    microbatches: int = 1
     loss_turns: int | None = None
     ema: float | None = 0.999
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True
+    stuck_after_s: float = 40.0
+    profile: tuple[int, int] | None = None
     workers: int | None = None
     eval_every: int = 500
     eval_every_s: float = 120.0
     eval_conversations: int = 48
     checkpoint_every: int = 250
     checkpoint_every_s: float = 300.0
+    local: str | None = None
+    local_every: int = 50
     log_every: int = 10
 
 

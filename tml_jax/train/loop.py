@@ -22,6 +22,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tml_jax import sharding
+from tml_jax.checkpoint.local import LocalCheckpoints
 from tml_jax.checkpoint.store import TrainCheckpoints, difference, load_params, open_model, open_tokenizer, save_model
 from tml_jax.data.pipeline import Batch, Pipeline
 from tml_jax.train.bar import log_above_bar
@@ -29,7 +30,9 @@ from tml_jax.train.config import ExperimentConfig, TrainConfig
 from tml_jax.train.interrupt import Interruption
 from tml_jax.train.optimizer import schedule
 from tml_jax.train.progress import Progress
+from tml_jax.train.spending import Spending
 from tml_jax.train.trainer import Trainer, TrainState
+from tml_jax.train.watchdog import Watchdog
 
 LOG = logging.getLogger(__name__)
 
@@ -116,15 +119,21 @@ class Run:
         order["batch_size"] = self.config.batch_size
         config = {"model": self.experiment.model.to_json(), "order of the data": order}
         with log_above_bar(), TrainCheckpoints(self.directory, config=config) as checkpoints:
-            state, elapsed_s = self._begin(checkpoints)
-            progress = Progress(self.config, self._began, elapsed_s)
+            disk = LocalCheckpoints(
+                self.config.local, config | {"workdir": str(self.directory)}, self.config.local_every
+            )
+            state, spent = self._begin(checkpoints, disk)
+            progress = Progress(self.config, self._began, spent["elapsed_s"])
             if self._first:
                 record = json.dumps(dataclasses.asdict(self.experiment), indent=1) + "\n"
                 (self.directory / "experiment.json").write_text(record)
             count = max(1, self.config.eval_conversations // self.config.batch_size)
             batches = list(itertools.islice(held_out.batches(), count))
             with contextlib.closing(data.batches(int(state.step))) as made:
-                state = self._loop(state, progress, made, batches, checkpoints, stop_after)
+                with Watchdog(self.config.stuck_after_s) as watchdog:
+                    spending = Spending(watchdog, spent["started"], spent["trained_s"])
+                    state = self._loop(state, progress, spending, made, batches, checkpoints, disk, stop_after)
+                disk.finish()
                 if not self._interruption.requested or progress.over(int(state.step)):
                     self._save_model(state)
         return state
@@ -136,17 +145,23 @@ class Run:
         weights = jax.device_get(state.best)
         save_model(self.directory / "model", self.experiment.model, weights, self._tokenizer_path, dtype="bfloat16")
 
-    def _begin(self, checkpoints: TrainCheckpoints) -> tuple[TrainState, float]:
-        """The state to go on from, and the seconds that the run has taken so far."""
-        if checkpoints.latest() is not None:
+    def _begin(self, checkpoints: TrainCheckpoints, disk: LocalCheckpoints) -> tuple[TrainState, dict[str, float]]:
+        """The state to go on from, the seconds that the run has taken and trained so far, and when it started."""
+        none = {"elapsed_s": 0.0, "trained_s": 0.0, "started": time.time() - (time.monotonic() - self._began)}
+        latest, newest = checkpoints.latest(), disk.newest(self.trainer.abstract_state())
+        if newest is not None and newest > (latest or 0):
+            LOG.info("going on from step %d, as it is on the disks of all hosts", newest)
+            state, spent = disk.restore(self.trainer.abstract_state(), newest)
+            return state, spent
+        if latest is not None:
             restored = checkpoints.restore(self.trainer.abstract_state())
             LOG.info("going on from step %d", restored.step)
-            return restored.state, restored.data["elapsed_s"]
+            return restored.state, none | restored.data
         if self._init_from is None:
-            return self.trainer.init(), 0.0
+            return self.trainer.init(), none
         self._check_init_from()
         _, params = load_params(self._init_from)
-        return self.trainer.start_from(params), 0.0
+        return self.trainer.start_from(params), none
 
     def _check_init_from(self) -> None:
         if self._init_from is None:
@@ -160,25 +175,35 @@ class Run:
         self,
         state: TrainState,
         progress: Progress,
+        spending: Spending,
         data: Iterator[Batch],
         held_out: list[Batch],
         checkpoints: TrainCheckpoints,
+        disk: LocalCheckpoints,
         stop_after: int | None,
     ) -> TrainState:
         step, saved = int(state.step), checkpoints.latest()
         log = MetricsLog(self.directory, self._first)
         meter = _Meter(self.config, self.spec.micro_turn_s, step)
+        profile = _Profile(self.directory / "profile", self.config.profile)
+
+        def spent() -> dict[str, float]:
+            return {"elapsed_s": progress.elapsed_s(), "trained_s": spending.trained_s, "started": spending.started}
 
         def save() -> None:
             nonlocal saved
             start = time.monotonic()
-            checkpoints.save(step, state, {"elapsed_s": progress.elapsed_s()})
+            with spending.on("save", step, slow=True):
+                checkpoints.save(step, state, spent())
+                if self.config.minutes is not None:  # the last one has to fit in, so it is timed as a whole
+                    checkpoints.finish()
             progress.took("save", time.monotonic() - start)
             saved = step
 
         def judge() -> None:
             start = time.monotonic()
-            values = evaluate(self.trainer, state, held_out)
+            with spending.on("evaluate", step, slow=True):
+                values = evaluate(self.trainer, state, held_out)
             progress.took("evaluate", time.monotonic() - start)
             log.write(step, "heldout", values | {"elapsed_s": progress.elapsed_s()})
             meter.say(f"step {step} held out: " + ", ".join(f"{k} {v:.3f}" for k, v in sorted(values.items())))
@@ -189,22 +214,31 @@ class Run:
         running = None
         while not (progress.over(step) or step == stop_after or self._interruption.requested):
             scale = schedule(self.config, step, progress.share(step))
-            batch = next(data)
-            state, metrics = self.trainer.step(state, batch, scale)
-            # One step runs while the next batch is made; more in flight, and the clock would be far behind them.
-            jax.block_until_ready(running)
-            running = metrics
-            step += 1
+            with spending.on("data", step + 1):
+                batch = next(data)
+            profile.before(step + 1)
+            with spending.on("step", step + 1, slow=running is None):  # the first is compiled
+                state, metrics = self.trainer.step(state, batch, scale)
+                # One step runs while the next batch is made; more in flight, and the clock would be far behind them.
+                jax.block_until_ready(running)
+                running = metrics
+                step += 1
+                logged = jax.device_get(metrics) if step % self.config.log_every == 0 else None
+            profile.after(step, metrics)
             self._interruption.after(step)
             meter.count(batch)
-            if step % self.config.log_every == 0:
-                log.write(step, "train", meter.show(jax.device_get(metrics)) | {"learning_rate_scale": scale})
+            if logged is not None:
+                times = spending.per_step(meter.steps)
+                log.write(step, "train", meter.show(logged) | times | {"learning_rate_scale": scale})
             if self._interruption.requested:
                 break
             if progress.due("evaluate", step):
                 judge()
             if progress.due("save", step):
                 save()
+            elif disk.due(step):
+                with spending.on("save", step, slow=True):
+                    disk.save(step, state, spent())
         cut_short = self._interruption.requested and not progress.over(step)
         if not cut_short and (not progress.due("evaluate", step) or self.config.minutes is not None):
             judge()
@@ -212,7 +246,34 @@ class Run:
             save()
         log.close()
         meter.close()
+        profile.close()
         return state
+
+
+class _Profile:
+    """A trace of some steps, for TensorBoard's or XProf's profiler; on a pod each host writes its own."""
+
+    def __init__(self, directory: pathlib.Path, steps: tuple[int, int] | None) -> None:
+        self._directory, (self._first, self._last) = directory, steps or (0, 0)
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        """This step comes next."""
+        if step == self._first:
+            jax.profiler.start_trace(self._directory)
+            self._runs = True
+
+    def after(self, step: int, result: Any) -> None:
+        """It was begun, with this result."""
+        if step == self._last:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what there is."""
+        if self._runs:
+            jax.profiler.stop_trace()
+            self._runs = False
 
 
 class _Meter:
@@ -232,6 +293,11 @@ class _Meter:
         self._batches += 1
         self._seconds += float(np.sum(batch[0].active)) * self._micro_turn_s
         self._bar.update()
+
+    @property
+    def steps(self) -> int:
+        """Since the last time."""
+        return self._batches
 
     def show(self, metrics: dict[str, Any]) -> dict[str, float]:
         """The metrics with the rates since the last time."""

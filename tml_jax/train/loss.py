@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 
 from tml_jax import sharding
 from tml_jax.model.interaction import Decisions, InteractionModel, Params, Spoken
+from tml_jax.model.layout import Layout
 from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput
+from tml_jax.streams.text import ControlTokens
 from tml_jax.train.config import TrainConfig
 
 Metrics = dict[str, Array]
@@ -33,19 +35,41 @@ def _cross_entropy(logits: Float[Array, "*b v"], labels: Array) -> Float[Array, 
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-def flow_loss(
-    model: InteractionModel, params: Params, spoken: Spoken, mel: Float[Array, "g s f m"], key: Array
+def _flow_loss(
+    model: InteractionModel, params: Params, spoken: Spoken, mel: Float[Array, "g s f m"], keys: Array
 ) -> Float[Array, ""]:
-    """The flow head's loss, a mean over the mel patches that were spoken."""
+    """The flow head's loss, summed over the mel patches that were spoken; `keys`: one a pack."""
     net = model.net(params)
     condition = net.flow.condition(spoken.hidden, net.text(spoken.token), spoken.previous)
-    rows = spoken.real.size
-    target = sharding.constrain(mel.reshape(rows, -1).astype(jnp.float32), ("batch", None))
-    condition = sharding.constrain(condition.reshape(rows, -1), ("batch", None))
-    draw_keys = jax.random.split(key, model.config.flow.draws)
-    losses = sum(net.flow.loss(target, condition, k) for k in draw_keys) / len(draw_keys)
-    weight = spoken.real.reshape(rows).astype(jnp.float32)
-    return jnp.sum(losses * weight) / jnp.maximum(jnp.sum(weight), 1)
+    target = sharding.constrain(mel.reshape(*spoken.real.shape, -1).astype(jnp.float32), ("batch", None, None))
+    condition = sharding.constrain(condition, ("batch", None, None))
+    draw_keys = jax.vmap(lambda key: jax.random.split(key, model.config.flow.draws))(keys)
+    losses = sum(jax.vmap(net.flow.loss)(target, condition, k) for k in jnp.moveaxis(draw_keys, 1, 0))
+    return jnp.sum(losses * spoken.real.astype(jnp.float32)) / model.config.flow.draws
+
+
+def _kinds(control: ControlTokens, real: Array, tokens: Array, heard: Array) -> dict[str, Array]:
+    """Which output slots are of which kind, bool [...]."""
+    listening = tokens == control.listen
+    return {
+        "slots": real,
+        "listening": real & listening,
+        "speech": real & ~listening,
+        "new_words": real & ~listening & (tokens != control.speak),
+        "words": real & (heard != UNHEARD) & (heard != control.nothing),
+    }
+
+
+def counts(model: InteractionModel, batch: tuple[MicroTurnInput, MicroTurnOutput], num_tokens: int) -> dict[str, Array]:
+    """How many output slots of each kind, and mel patches that are spoken, a batch has; each at least one.
+
+    The parts of the loss are means over them.
+    """
+    inputs, outputs = batch
+    layout = Layout.of(model.config.stream, inputs, outputs, num_tokens)
+    real = layout.outputs.real.reshape(outputs.tokens.shape)
+    found = _kinds(model.control, real, outputs.tokens, outputs.heard) | {"spoken": layout.speech.real}
+    return {name: jnp.maximum(jnp.sum(x, dtype=jnp.float32), 1) for name, x in found.items()}
 
 
 def loss(
@@ -54,73 +78,67 @@ def loss(
     batch: tuple[MicroTurnInput, MicroTurnOutput],
     config: TrainConfig,
     num_tokens: int,
-    key: Array,
+    keys: Array,
+    over: dict[str, Array],
 ) -> tuple[Float[Array, ""], LossOutput]:
-    """The training loss of a batch.
+    """The training loss of a batch, or of a part of one; the losses and metrics of all parts add up to the whole's.
 
     Args:
       model, params: what is trained.
       batch: packed conversations (`streams.packed`), leading axes [B, N].
       config: weights of the parts.
       num_tokens: trunk tokens a row may hold, static.
-      key: for the noise on fed-back speech and the flow head's draws.
+      keys: one for each pack, [G]: for the noise on fed-back speech and the flow head's draws.
+      over: `counts` of the whole batch.
     """
     inputs, outputs = batch
-    feedback_key, flow_key = jax.random.split(key)
-    noise = model.config.flow.sigma_feedback * jax.random.normal(feedback_key, outputs.mel.shape)
-    noise = sharding.constrain(noise, ("batch", None, None, None))
+    feedback_keys, flow_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    noise = jax.vmap(lambda key: jax.random.normal(key, outputs.mel.shape[1:]))(feedback_keys)
+    noise = sharding.constrain(model.config.flow.sigma_feedback * noise, ("batch", None, None, None))
     decisions = model.decide(params, inputs, outputs, num_tokens, noise, config.remat)
     sums = _sums(model, params, decisions, outputs, config)
-
-    def mean(of: str, over: str) -> Array:
-        return sums[of] / jnp.maximum(sums[over], 1)
-
-    token_loss, heard_loss = mean("token_loss", "speech"), mean("heard_loss", "words")
-    flow = flow_loss(model, params, decisions.spoken, outputs.mel, flow_key)
+    token_loss, heard_loss = sums["token_loss"] / over["speech"], sums["heard_loss"] / over["words"]
+    flow = _flow_loss(model, params, decisions.spoken, outputs.mel, flow_keys) / over["spoken"]
     total = token_loss + config.heard_weight * heard_loss + config.flow_weight * flow
     metrics = {
         "loss": total,
         "token_loss": token_loss,
         "heard_loss": heard_loss,
         "flow_loss": flow,
-        "word_cross_entropy": mean("new_word_loss", "new_words"),
-        "word_accuracy": mean("new_words_right", "new_words"),
-        "false_speech": mean("false_speech", "listening"),
-        "heard_accuracy": mean("words_right", "words"),
-        "speech_share": mean("speech", "slots"),
+        "word_cross_entropy": sums["new_word_loss"] / over["new_words"],
+        "word_accuracy": sums["new_words_right"] / over["new_words"],
+        "false_speech": sums["false_speech"] / over["listening"],
+        "heard_accuracy": sums["words_right"] / over["words"],
+        "speech_share": sums["speech"] / over["slots"],
     }
-    if decisions.load:
-        shares = [x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1) for x in decisions.load.values()]
-        metrics["expert_imbalance"] = jnp.max(jnp.stack([jnp.max(s) * s.shape[-1] for s in shares]))
     return total, LossOutput(metrics, decisions.load)
+
+
+def expert_imbalance(load: dict[str, Array]) -> Metrics:
+    """How many times its share the busiest expert of a model got; nothing of a model without experts."""
+    shares = [x / jnp.maximum(jnp.sum(x, -1, keepdims=True), 1) for x in load.values()]
+    return {"expert_imbalance": jnp.max(jnp.stack([jnp.max(s) * s.shape[-1] for s in shares]))} if shares else {}
 
 
 def _sums(
     model: InteractionModel, params: Params, decisions: Decisions, outputs: MicroTurnOutput, config: TrainConfig
 ) -> dict[str, Array]:
-    """Losses and counts over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time."""
+    """Sums over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time."""
     net, control = model.net(params), model.control
 
     def of(hidden: Array, real: Array, tokens: Array, heard: Array) -> dict[str, Array]:
         logits, heard_logits = net.logits(hidden), net.heard_logits(hidden)
-        listening = tokens == control.listen
+        kinds = _kinds(control, real, tokens, heard)
         token_loss = _cross_entropy(logits, tokens)
         said = jnp.argmax(logits, axis=-1)
-        new_word = real & ~listening & (tokens != control.speak)
-        known = real & (heard != UNHEARD)
-        word = known & (heard != control.nothing)
         found = {
-            "token_loss": token_loss * jnp.where(listening, config.listen_weight, 1.0) * real,
-            "heard_loss": _cross_entropy(heard_logits, heard) * known,
-            "new_word_loss": token_loss * new_word,
-            "new_words": new_word,
-            "new_words_right": new_word & (said == tokens),
-            "listening": real & listening,
-            "false_speech": real & listening & (said != control.listen),
-            "speech": real & ~listening,
-            "slots": real,
-            "words": word,
-            "words_right": word & (jnp.argmax(heard_logits, axis=-1) == heard),
+            "token_loss": token_loss * jnp.where(kinds["listening"], config.listen_weight, 1.0) * real,
+            "heard_loss": _cross_entropy(heard_logits, heard) * (real & (heard != UNHEARD)),
+            "new_word_loss": token_loss * kinds["new_words"],
+            "new_words_right": kinds["new_words"] & (said == tokens),
+            "false_speech": kinds["listening"] & (said != control.listen),
+            "speech": kinds["speech"],
+            "words_right": kinds["words"] & (jnp.argmax(heard_logits, axis=-1) == heard),
         }
         return {name: jnp.sum(x, dtype=jnp.float32) for name, x in found.items()}
 

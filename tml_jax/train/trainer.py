@@ -88,18 +88,22 @@ class Trainer:
         average = jax.tree.map(jnp.copy, params) if self.config.ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
+    @property
+    def _shards(self) -> int:
+        return math.prod(self.executor.mesh.shape[axis] for axis in sharding.RULES["batch"])
+
     def groups(self) -> list[int]:
         """The groups of a batch that this process's devices hold, in order.
 
         Raises:
-          ValueError: there are fewer groups than devices to cut a batch over.
+          ValueError: the groups can't be shared out evenly over microbatches and devices.
         """
-        count = self.config.batch_size // self.group
-        shards = math.prod(self.executor.mesh.shape[axis] for axis in sharding.RULES["batch"])
-        if count % shards:
+        count, parts = self.config.batch_size // self.group, self.config.microbatches
+        if parts < 1 or count % (self._shards * parts):
+            over = f"{self._shards} devices" + (f" of {parts} microbatches" if parts != 1 else "")
             raise ValueError(
-                f"A batch of {count} groups of {self.group} conversations can't be cut over {shards} devices: make "
-                "batch_size larger or data.group smaller."
+                f"A batch of {count} groups of {self.group} conversations can't be cut over {over}: make batch_size "
+                "larger or data.group smaller."
             )
         cut = self.executor.sharding(("batch",), (count,))
         indices = cut.addressable_devices_indices_map((count,)).values()
@@ -134,26 +138,58 @@ class Trainer:
         audio = change_sound(inputs.audio, self.config.augment, self.model.config.stream.sample_rate, key)
         return dataclasses.replace(inputs, audio=audio), outputs
 
-    def _loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, loss_lib.LossOutput]:
+    def _loss(
+        self, params: Params, batch: Batch, keys: jax.Array, over: dict[str, jax.Array]
+    ) -> tuple[jax.Array, loss_lib.LossOutput]:
         # Cast where they lie, so that what is gathered of them is half as large.
         params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
         placed = jax.tree.map_with_path(self._placed, params, self.model.axes)
-        return loss_lib.loss(self.model, placed, batch, self.config, self.num_tokens, key)
+        return loss_lib.loss(self.model, placed, batch, self.config, self.num_tokens, keys, over)
 
     def _placed(self, path: tuple[Any, ...], weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
         """A layer gathers its weights when its turn comes; all else is needed at both ends of a step."""
         of_layer = path[0].key == "transformer" and path[1].key in self._layers
         return (sharding.constrain if of_layer else sharding.whole)(weight, axes)
 
+    def gradients(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Params, loss_lib.LossOutput]:
+        """The gradients of the loss of a batch: added up over its microbatches, one after another.
+
+        Whatever their number, they are those of the whole batch, of the same random draws.
+        """
+        over, keys = self._over(batch), jax.random.split(key, len(batch[1].mel))
+        keys = sharding.constrain(keys, ("batch",))
+        gradient = jax.grad(self._loss, has_aux=True)
+        parts = self.config.microbatches
+        if parts == 1:
+            return gradient(params, batch, keys, over)
+
+        def cut(x: jax.Array) -> jax.Array:
+            """[parts, B / parts, ...], as many rows of each device in each part."""
+            rest = x.shape[1:]
+            x = jnp.moveaxis(x.reshape(self._shards, parts, -1, *rest), 1, 0).reshape(parts, -1, *rest)
+            return sharding.constrain(x, (None, "batch", *(None,) * len(rest)))
+
+        def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(params, *part, over)), None
+
+        cuts = jax.tree.map(cut, (batch, keys))
+        one = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], cuts), over)
+        grown, out = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
+        grown = jax.tree.map(lambda x, axes: sharding.constrain(x, axes), grown, self.model.axes)
+        return jax.lax.scan(add, (grown, out), cuts)[0]
+
+    def _over(self, batch: Batch) -> dict[str, jax.Array]:
+        return loss_lib.counts(self.model, batch, self.num_tokens)
+
     def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
         # The same draws whether or not the sound is changed.
         batch = self._augmented(batch, jax.random.fold_in(key, 1))
-        gradients, out = jax.grad(self._loss, has_aux=True)(state.params, batch, key)
+        gradients, out = self.gradients(state.params, batch, key)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
         params = balance_experts(optax.apply_updates(state.params, updates), out.load, self.config.balance_rate)
-        metrics = out.metrics | {"gradient_norm": optax.global_norm(gradients)}
+        metrics = out.metrics | loss_lib.expert_imbalance(out.load) | {"gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, self._averaged(state, params), optimizer), metrics
 
     def _averaged(self, state: TrainState, params: Params) -> Params | None:
@@ -164,4 +200,6 @@ class Trainer:
         return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params)
 
     def _evaluate_batch(self, params: Params, batch: Batch) -> loss_lib.Metrics:
-        return self._loss(params, batch, jax.random.key(0))[1].metrics
+        keys = jax.random.split(jax.random.key(0), len(batch[1].mel))
+        out = self._loss(params, batch, keys, self._over(batch))[1]
+        return out.metrics | loss_lib.expert_imbalance(out.load)
