@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from absl import app, flags
 
+# A process that is silent for so long is dead, and ends all others, where the watchdog is not there yet or no more.
+_HEARTBEAT_S = 50
 # A flag belongs to the command that asks for it here, whose --help lists it.
 flags.disclaim_key_flags()
 
@@ -173,3 +175,28 @@ def chunk_ms() -> flags.FlagHolder:
     """Defines ``--chunk_ms``."""
     text = "Length of the pieces of sound that are sent."
     return flags.DEFINE_float("chunk_ms", 20.0, text, lower_bound=0.1, upper_bound=1000)
+
+
+def pod() -> tuple[flags.FlagHolder, ...]:
+    """Defines the flags by which a process finds the others of a pod, read by `join_pod`."""
+    return (
+        flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod, which are found by themselves."),
+        flags.DEFINE_string(
+            "coordinator_address", None, "host:port of process 0, on hosts that do not find each other."
+        ),
+        flags.DEFINE_integer("num_processes", None, "Processes in all, with that address.", lower_bound=1),
+        flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.", lower_bound=0),
+    )
+
+
+def join_pod(holders: tuple[flags.FlagHolder, ...]) -> bool:
+    """Joins the other processes, where there are any."""
+    import jax  # --help does without
+
+    distributed, *given = (holder.value for holder in holders)
+    if any(value is None for value in given) and any(value is not None for value in given):
+        raise app.UsageError("--coordinator_address, --num_processes and --process_id go together.")
+    if not distributed and given[0] is None:
+        return False
+    jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_S)
+    return True

@@ -14,7 +14,6 @@ import sys
 import time
 from typing import Any
 
-import jax
 from absl import app, flags
 
 from launch import cli
@@ -43,19 +42,16 @@ REPLAY = flags.DEFINE_float(
 LOCAL = cli.out_folder("local", None, "On a disk of each host's own: checkpoints between those in the workdir.")
 MESH = cli.mesh("the experiment's own")
 PROFILE = flags.DEFINE_list("profile", None, "First and last step of which to write a trace, such as 10,12.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "A saved model to begin with, instead of fresh weights.")
+INIT_FROM = flags.DEFINE_string(
+    "init_from",
+    None,
+    "A model to begin with, instead of fresh weights: published, saved, in Orbax arrays, or the folder of another run.",
+)
 STOP_AFTER = flags.DEFINE_integer(
-    "stop_after", None, "Stop at this step, as if the run had been cut there.", lower_bound=1
+    "stop_after", None, "Stop at this step, as if the run had been cut there; 0 imports --init_from.", lower_bound=0
 )
 DESCRIBE = flags.DEFINE_bool("describe", False, "Print the model's parameters and costs, allocate nothing, and end.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts of a pod, which are found by themselves.")
-COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "host:port of process 0, on hosts that do not find each other."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes in all, with that address.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.", lower_bound=0)
-# A process that is silent for so long is dead, and ends all others, where the watchdog is not there yet or no more.
-_HEARTBEAT_S = 50
+POD = cli.pod()
 
 
 @flags.validator("profile")
@@ -95,17 +91,6 @@ def _experiment() -> ExperimentConfig:
     )
 
 
-def _join_pod() -> bool:
-    """Joins the other processes, where there are any."""
-    given = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    if any(value is None for value in given) and any(value is not None for value in given):
-        raise app.UsageError("--coordinator_address, --num_processes and --process_id go together.")
-    if not DISTRIBUTED.value and COORDINATOR.value is None:
-        return False
-    jax.distributed.initialize(*given, heartbeat_timeout_seconds=_HEARTBEAT_S)
-    return True
-
-
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
@@ -119,7 +104,7 @@ def main(argv: list[str]) -> None:
             return
         if not WORKDIR.value:
             raise app.UsageError("--workdir says where the run goes; it is required.")
-        if _join_pod():
+        if cli.join_pod(POD):
             interruption = PodInterruption()
         with interruption:
             from tml_jax.train.loop import Run

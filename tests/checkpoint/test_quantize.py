@@ -13,9 +13,9 @@ from launch import convert as command
 from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.checkpoint import convert, store
-from tml_jax.checkpoint.huggingface import flatten
 from tml_jax.checkpoint.quantize import Int8Weight, quantize, scale_shape, shared_axes
 from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_tensors
+from tml_jax.checkpoint.weights import flatten
 from tml_jax.model.interaction import InteractionModel
 
 CONFIG = tiny.config(  # a dense layer, then (local, global) twice, stacked
@@ -110,7 +110,7 @@ def test_it_loads_in_any_dtype_and_on_a_mesh(saved):
 
 def test_convert_writes_and_reads_int8(saved, tmp_path):
     whole, int8 = saved
-    convert.to_dtype(whole, tmp_path / "int8", "int8", max_shard_bytes=20_000)
+    convert.to_saved_model(whole, tmp_path / "int8", dtype="int8", max_shard_bytes=20_000)
     assert len(list((tmp_path / "int8").glob("*.safetensors"))) > 1
     _, wanted = store.load_params(int8)
     _, found, _ = store.load_model(tmp_path / "int8")
@@ -128,11 +128,15 @@ def test_convert_command(saved, tmp_path):
         command.main(["convert"])
     assert TensorFiles(tmp_path / "half").spec(EXPERTS).dtype == jnp.bfloat16
     convert.to_published(whole, tmp_path / "published")
-    with (
-        flagsaver.flagsaver(**{"from": str(tmp_path / "published"), "to": str(tmp_path / "no"), "weights": "int8"}),
-        pytest.raises(SystemExit, match=r"published is in the published layout; convert it to a saved model first"),
-    ):
+    with flagsaver.flagsaver(**{"from": str(tmp_path / "published"), "to": str(tmp_path / "ours"), "weights": "int8"}):
         command.main(["convert"])
+    assert sorted(TensorFiles(tmp_path / "ours")) == sorted(TensorFiles(int8))
+    for name, x in TensorFiles(int8).items():
+        np.testing.assert_array_equal(TensorFiles(tmp_path / "ours")[name], x, err_msg=name)
+    flag_values = {"from": str(whole), "to": str(tmp_path / "no"), "weights": "int8", "layout": "published"}
+    with flagsaver.flagsaver(**flag_values), pytest.raises(SystemExit, match=r"int8 in saved models alone"):
+        command.main(["convert"])
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

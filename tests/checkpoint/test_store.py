@@ -131,7 +131,7 @@ def test_a_tokenizer_of_another_model_is_refused(params, tokenizer, tmp_path, ro
     store.save_model(tmp_path / "model", config, params, tokenizer)
     with pytest.raises(ValueError, match=message):
         store.load_model(tmp_path / "model")
-    for write in (convert.to_published, functools.partial(convert.to_dtype, dtype="int8")):
+    for write in (convert.to_published, functools.partial(convert.to_saved_model, dtype="int8")):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "model", tmp_path / "to")
         assert not (tmp_path / "to").exists()

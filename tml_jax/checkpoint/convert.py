@@ -1,127 +1,140 @@
-"""Between checkpoints in the published layout and saved models, a layer at a time and bit for bit.
+"""Between published checkpoints, saved models, Orbax arrays and training runs, a block at a time and bit for bit.
 
-A saved model can also be saved again with its weights in another dtype, which rounds them.
+What is read is `source.open_source`'s affair. Each conversion can be shared by the processes of a pod, on a file system
+that all of them see, and goes on where it was cut short when it is called again with the same arguments. What it
+writes is no model before it is whole: the ``config.json`` comes last.
 """
 
-import dataclasses
+import contextlib
+import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+import jax
+from jax.experimental import multihost_utils
 
-from tml_jax.checkpoint import huggingface, store
-from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorSpec, write_tensors
-from tml_jax.model.config import InteractionConfig, text_config_from_hf
-from tml_jax.model.interaction import InteractionModel
+from tml_jax.checkpoint import huggingface, orbax, store
+from tml_jax.checkpoint.source import WEIGHTS_FOLDER, Source, open_source
+from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES
+from tml_jax.checkpoint.weights import Weights
 
 Path = str | os.PathLike[str]
-
-
-def is_published(directory: Path) -> bool:
-    """Whether a directory holds a checkpoint in the published layout (True) or a saved model (False).
-
-    Raises:
-      ValueError: it has no readable ``config.json``.
-    """
-    config = huggingface.read_json(pathlib.Path(directory) / store.CONFIG_FILE)
-    return "text_config" in config or "model_type" in config
+# In a target that isn't whole: what was to be written there.
+_UNFINISHED = "unfinished_conversion.json"
 
 
 def to_saved_model(
-    source: Path, target: Path, *, seed: int = 0, max_shard_bytes: int = DEFAULT_SHARD_BYTES
-) -> huggingface.Report:
-    """Published layout -> saved model. Every weight keeps its stored dtype, so that the way back is exact.
+    source: Path, target: Path, *, dtype: str | None = None, seed: int = 0, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> Source:
+    """Any layout -> saved model.
 
     Args:
-      source: with ``config.json`` and, if there is one, ``tokenizer.json``.
-      target: an empty or new directory.
+      source: as `open_source`; its tokenizer, where it has one, must be the model's.
+      target: an empty or new directory, or one that this conversion was cut short in.
+      dtype: as `store.write_weights`; None: every weight keeps its stored dtype, so that the way back is exact.
       seed: of the interaction heads, where the checkpoint has none.
       max_shard_bytes: of a weights file.
 
     Raises:
-      ValueError: the checkpoint is damaged or is not of its config, its tokenizer isn't, or the target isn't empty;
-        nothing was written then.
+      ValueError: the source is damaged or not of its config, its tokenizer isn't, or the target isn't empty; nothing
+        was written then.
     """
-    checkpoint = huggingface.HuggingFaceCheckpoint(source)
-    target = _new_directory(source, target, checkpoint.config)
-    model = InteractionModel(checkpoint.config)
-    fresh = huggingface.fresh_params(model, checkpoint.report.fresh, seed)
-    specs = [
-        TensorSpec(path, x.shape, np.dtype(x.dtype) if path in fresh else checkpoint.dtype(path))
-        for path, x in huggingface.flatten(model.abstract).items()
-    ]
-    dtypes = {spec.name: spec.dtype for spec in specs}
-
-    def pieces(path: str) -> Iterator[np.ndarray]:
-        if path in fresh:
-            yield np.asarray(fresh[path])
-            return
-        for layer in checkpoint.layers(path):
-            yield layer.astype(dtypes[path], copy=False)
-
-    write_tensors(target, specs, pieces, max_shard_bytes=max_shard_bytes)
-    _copy(source, target, store.CONFIG_FILE, store.PUBLISHED_FILE)
-    store.write_config(target, checkpoint.config)
-    return checkpoint.report
+    opened = open_source(source)
+    job = {"layout": "saved", "dtype": dtype, "seed": seed, "max_shard_bytes": max_shard_bytes}
+    with _written(opened, target, job, opened.config.to_json()) as directory:
+        store.write_weights(
+            directory, opened.config, opened.filled(seed), dtype=dtype, max_shard_bytes=max_shard_bytes, share=_share()
+        )
+    return opened
 
 
-def to_published(source: Path, target: Path, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-    """Saved model -> published layout, in the stored dtypes; int8 weights as the float32 that they stand for.
-
-    A model that was imported has the ``config.json`` that it came with, word for word, and ours beside it.
+def to_orbax(source: Path, target: Path, *, dtype: str | None = None, seed: int = 0) -> Source:
+    """Any layout -> a saved model with its weights in Orbax arrays, which any mesh reads in parts; as `to_saved_model`.
 
     Raises:
-      ValueError: as `to_saved_model`.
+      ValueError: as `to_saved_model`; or int8 is asked for, in which nothing but a saved model is stored.
     """
-    config, weights = store.open_model(source)
-    published = _published_config(pathlib.Path(source) / store.PUBLISHED_FILE, config)
-    target = _new_directory(source, target, config)
-    huggingface.export_params(target, config, weights, published=published, max_shard_bytes=max_shard_bytes)
+    opened = open_source(source)
+    job = {"layout": "orbax", "dtype": dtype, "seed": seed}
+    with _written(opened, target, job, opened.config.to_json()) as directory:
+        orbax.write_arrays(directory / WEIGHTS_FOLDER, _in_dtype(opened, seed, dtype), _share())
+    return opened
 
 
-def to_dtype(source: Path, target: Path, dtype: str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> None:
-    """Saved model -> saved model, its weights in another dtype, as `store.write_weights`.
+def to_published(
+    source: Path, target: Path, *, dtype: str | None = None, seed: int = 0, max_shard_bytes: int = DEFAULT_SHARD_BYTES
+) -> Source:
+    """Any layout -> published layout; int8 weights as the float32 that they stand for, otherwise as `to_saved_model`.
+
+    A model that was imported has the ``config.json`` that it came with, word for word, and ours beside it. A training
+    run that began with stored weights is exported in their dtypes.
 
     Raises:
-      ValueError: the source is no saved model, or as `to_saved_model`.
+      ValueError: as `to_orbax`.
     """
-    if is_published(source):
-        raise ValueError(f"{source} is in the published layout; convert it to a saved model first.")
-    config, weights = store.open_model(source)
-    target = _new_directory(source, target, config)
-    store.write_weights(target, config, weights, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    _copy(source, target, store.PUBLISHED_FILE)
-    store.write_config(target, config)
+    opened = open_source(source)
+    config = huggingface.config_to_hf(opened.config, opened.published_config())
+    job = {"layout": "published", "dtype": dtype, "seed": seed, "max_shard_bytes": max_shard_bytes}
+    with _written(opened, target, job, config) as directory:
+        weights = _in_dtype(opened, seed, dtype)
+        huggingface.write_weights(directory, opened.config, weights, max_shard_bytes=max_shard_bytes, share=_share())
+    return opened
 
 
-def _new_directory(source: Path, target: Path, config: InteractionConfig) -> pathlib.Path:
-    """Makes the target, with the source's tokenizer where it has one, which must be the model's."""
-    tokenizer, target = pathlib.Path(source) / store.TOKENIZER_FILE, pathlib.Path(target)
-    if tokenizer.is_file():
-        store.open_tokenizer(tokenizer, config.text)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+def _in_dtype(source: Source, seed: int, dtype: str | None) -> Weights:
+    weights = source.filled(seed)
+    return weights if dtype is None else store.in_dtype(weights, source.config, dtype)
+
+
+def _share() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()
+
+
+def _together(moment: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(moment)
+
+
+@contextlib.contextmanager
+def _written(source: Source, target: Path, job: dict[str, Any], config: dict[str, Any]) -> Iterator[pathlib.Path]:
+    """A directory to write weights to; when all processes have, it gets what makes it a model.
+
+    Args:
+      source: what is converted.
+      target: the directory.
+      job: what else the weights depend on.
+      config: the ``config.json``.
+    """
+    if job["layout"] != "saved" and job["dtype"] == "int8":
+        raise ValueError("Weights are stored as int8 in saved models alone: choose another dtype, or that layout.")
+    if source.tokenizer.is_file():
+        store.open_tokenizer(source.tokenizer, source.config.text)
+    target, unfinished = pathlib.Path(target), pathlib.Path(target) / _UNFINISHED
+    job = {**job, "from": str(source.directory.absolute()), "files": _files(source.directory)}
+    going_on = unfinished.is_file() and huggingface.read_json(unfinished) == job
+    if not going_on and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty; name a new directory.")
-    target.mkdir(parents=True, exist_ok=True)
-    _copy(source, target, store.TOKENIZER_FILE)
-    return target
+    _together("checked")
+    if jax.process_index() == 0:
+        target.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps(job, indent=1) + "\n")
+    _together("begun")
+    yield target
+    _together("written")
+    if jax.process_index() == 0:
+        if source.tokenizer.is_file():
+            store.copy_tokenizer(source.tokenizer, target)
+        if job["layout"] != "published":
+            source.copy_published(target)
+        (target / store.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+        unfinished.unlink()
 
 
-def _copy(source: Path, target: pathlib.Path, name: str, new_name: str | None = None) -> None:
-    """Copies a file that a directory may have."""
-    path = pathlib.Path(source) / name
-    if path.is_file():
-        shutil.copyfile(path, target / (new_name or name))
-
-
-def _published_config(path: pathlib.Path, config: InteractionConfig) -> dict[str, Any] | None:
-    """The config that a model was imported with, which must still be the model's; None: it wasn't imported."""
-    if not path.is_file():
-        return None
-    published = huggingface.read_json(path)
-    if (text := text_config_from_hf(published)) != config.text:
-        sizes = store.difference(dataclasses.asdict(text), dataclasses.asdict(config.text), "text")
-        raise ValueError(f"{path} is of a model of other sizes: {sizes}; remove it to write a config.json without it.")
-    return published
+def _files(directory: pathlib.Path) -> dict[str, list[int]]:
+    """Length and age of the files that a model is read from."""
+    names = (store.CONFIG_FILE, "*.safetensors", "checkpoints/*")
+    found = sorted(path for name in names for path in directory.glob(name))
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in found}

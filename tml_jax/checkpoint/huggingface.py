@@ -13,14 +13,14 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
+from tml_jax.checkpoint.weights import Weight, Weights, blocks, flatten, fresh_params, place_params
 from tml_jax.model.config import InteractionConfig, text_config_to_hf
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.model.plan import layer_plan
@@ -143,10 +143,15 @@ class Entry:
         x = files[self.name]
         return self.layout.to_ours(x, self.shape) if self.layout else x
 
-    def write(self, weight: Any) -> np.ndarray:
-        """The tensor, from the whole weight."""
-        x = np.asarray(weight if self.layer is None else weight[self.layer])
-        return self.layout.to_published(x) if self.layout else x
+    def pieces(self, weight: Weight) -> Iterator[np.ndarray]:
+        """The tensor from the weight, in parts that follow one another."""
+        stack = () if self.layer is None else (slice(self.layer, self.layer + 1),)
+        # Where the first axis is the same on both sides, it can be cut.
+        aligned = self.layout is None or self.layout.published[0] == self.layout.ours[:1]
+        for part in blocks(self.shape, weight.dtype.itemsize, range(1 if aligned else 0, len(self.shape))):
+            x = np.asarray(weight[(*stack, *part)])
+            x = x[0] if stack else x
+            yield self.layout.to_published(x) if self.layout else x
 
 
 def entries(config: InteractionConfig) -> tuple[Entry, ...]:
@@ -177,9 +182,34 @@ def entries(config: InteractionConfig) -> tuple[Entry, ...]:
     return tuple(result)
 
 
-def flatten(params: Params) -> dict[str, Any]:
-    """Nested weights by dotted path."""
-    return traverse_util.flatten_dict(params, sep=".")
+@dataclasses.dataclass(frozen=True)
+class PublishedWeight:
+    """A weight of ours in published files: one tensor, or the layers of a stack.
+
+    Attributes:
+      files: where they lie. entries: its tensors, in the order of the stack.
+    """
+
+    files: TensorFiles
+    entries: tuple[Entry, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight, the stack first."""
+        first = self.entries[0]
+        return first.shape if first.layer is None else (len(self.entries), *first.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """In which it is stored; of a stack, one that holds every layer's exactly."""
+        return np.result_type(*(self.files.spec(entry.name).dtype for entry in self.entries))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A block of it; only that is read."""
+        if self.entries[0].layer is None:
+            return self.entries[0].read(self.files)[index]
+        layers, *rest = index or (slice(None),)
+        return np.stack([entry.read(self.files)[tuple(rest)] for entry in self.entries[layers]], dtype=self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,8 +234,14 @@ class Report:
 class HuggingFaceCheckpoint:
     """A checkpoint in the published layout, opened and checked against the model that it should hold.
 
+    Args:
+      directory: of its files.
+      like: a model whose `interaction` parts are the checkpoint's where it holds no heads of its own; None: those that
+        its ``config.json`` names, else the defaults.
+
     Attributes:
-      config: the model; its `interaction` parts are the defaults where the checkpoint doesn't know them.
+      config: the model.
+      weights: those that it holds, by our dotted paths, not yet read.
       report: what it holds.
 
     Raises:
@@ -213,12 +249,14 @@ class HuggingFaceCheckpoint:
         shape, or has no place in the model.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], like: InteractionConfig | None = None) -> None:
         self.directory = pathlib.Path(directory)
         self.config = read_config(directory)
         self.files = TensorFiles(directory)
-        table = list(entries(self.config))
         has_heads = any(name.startswith(OURS) for name in self.files)
+        if like is not None and not has_heads:
+            self.config = dataclasses.replace(like, text=self.config.text)
+        table = list(entries(self.config))
         fresh = [] if has_heads else [e.path for e in table if e.name.startswith(OURS)]
         table = [e for e in table if e.path not in set(fresh)]
         known = {e.name for e in table}
@@ -233,9 +271,12 @@ class HuggingFaceCheckpoint:
             self._check(entry)
         parameters = sum(math.prod(e.shape) for e in table)
         self.report = Report(len(table), parameters, tuple(sorted(skipped)), tuple(fresh))
-        self._by_path: dict[str, list[Entry]] = {}
+        by_path: dict[str, list[Entry]] = {}
         for entry in table:
-            self._by_path.setdefault(entry.path, []).append(entry)
+            by_path.setdefault(entry.path, []).append(entry)
+        self.weights: dict[str, Weight] = {
+            path: PublishedWeight(self.files, tuple(found)) for path, found in by_path.items()
+        }
 
     def _check(self, entry: Entry) -> None:
         if entry.name not in self.files:
@@ -247,79 +288,20 @@ class HuggingFaceCheckpoint:
                 f"but by its config.json it is {list(entry.published_shape)}."
             )
 
-    def dtype(self, path: str) -> np.dtype:
-        """The dtype in which a weight is stored."""
-        return np.result_type(*(self.files.spec(e.name).dtype for e in self._by_path[path]))
-
-    def layers(self, path: str) -> Iterator[np.ndarray]:
-        """A weight's layers one after the other (one, where it isn't stacked), as views of the mapped files."""
-        return (entry.read(self.files) for entry in self._by_path[path])
-
-    def read(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A block of a weight; only that block is read."""
-        found = self._by_path[path]
-        if found[0].layer is None:
-            return found[0].read(self.files)[index]
-        return np.stack([entry.read(self.files)[index[1:]] for entry in found[index[0]]])
-
 
 def import_params(
     checkpoint: HuggingFaceCheckpoint, model: InteractionModel, shardings: Params | None = None, seed: int = 0
 ) -> Params:
-    """A model's weights from a checkpoint, each placed as soon as it is read.
-
-    Args:
-      checkpoint: opened with the model's config.
-      model: says in which dtype each weight is kept.
-      shardings: a like tree; None: the default device. A device's block is all that is read for it.
-      seed: of the weights that the checkpoint doesn't hold.
-    """
-    return place_params(model, checkpoint.read, shardings, fresh=checkpoint.report.fresh, seed=seed)
-
-
-def place_params(
-    model: InteractionModel,
-    read: Callable[[str, tuple[slice, ...]], np.ndarray],
-    shardings: Params | None = None,
-    *,
-    fresh: tuple[str, ...] = (),
-    seed: int = 0,
-) -> Params:
-    """Weights from a reader of blocks, cast to the model's dtypes; `fresh` ones are initialised."""
-    placement = flatten(shardings) if shardings is not None else {}
-    params = fresh_params(model, fresh, seed)
-    for path, weight in flatten(model.abstract).items():
-        if path in params:
-            params[path] = jax.device_put(params[path], placement.get(path))
-            continue
-        block = functools.partial(_block, read, path, weight.dtype)
-        if path in placement:
-            params[path] = jax.make_array_from_callback(weight.shape, placement[path], block)
-        else:
-            params[path] = jax.device_put(block((slice(None),) * len(weight.shape)))
-    return traverse_util.unflatten_dict(params, sep=".")
-
-
-def _block(read: Any, path: str, dtype: Any, index: Any) -> np.ndarray:
-    return np.array(read(path, index), dtype, order="C")
-
-
-def fresh_params(model: InteractionModel, paths: tuple[str, ...], seed: int) -> dict[str, jax.Array]:
-    """Initial values of some weights; the compiler drops the drawing of all others."""
-
-    def draw(seed: jax.Array) -> dict[str, jax.Array]:
-        weights = flatten(model.init_params(seed))
-        return {path: weights[path] for path in paths}
-
-    return jax.jit(draw)(seed) if paths else {}
+    """A model's weights from a checkpoint, as `place_params`; `seed` is of those that the checkpoint doesn't hold."""
+    fresh = fresh_params(model, checkpoint.report.fresh, seed)
+    return place_params(model, {**checkpoint.weights, **fresh}, shardings)
 
 
 def export_params(
     directory: str | os.PathLike[str],
     config: InteractionConfig,
-    params: Params | Mapping[str, Any],
+    params: Params,
     *,
-    published: Mapping[str, Any] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
     """Writes a model in the published layout, with its ``config.json``; dtypes stay what they are.
@@ -327,20 +309,36 @@ def export_params(
     Args:
       directory: made where it isn't there.
       config: the model's sizes.
-      params: nested weights, or weights by dotted path that are read when they are asked for (`store.open_model`).
-      published: the ``config.json`` that the model was imported with; None: it is ours.
+      params: its weights.
       max_shard_bytes: of a file.
     """
-    weights = flatten(params) if isinstance(params, dict) else params
+    write_weights(directory, config, flatten(jax.device_get(params)), max_shard_bytes=max_shard_bytes)
+    (pathlib.Path(directory) / "config.json").write_text(json.dumps(config_to_hf(config), indent=2) + "\n")
+
+
+def write_weights(
+    directory: str | os.PathLike[str],
+    config: InteractionConfig,
+    weights: Weights,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    share: tuple[int, int] | None = None,
+) -> None:
+    """Writes weights in the published layout, a block at a time; dtypes stay what they are.
+
+    Args:
+      directory: made where it isn't there.
+      config: the model's sizes.
+      weights: by dotted path.
+      max_shard_bytes, share: as `write_tensors`.
+    """
     table = {entry.name: entry for entry in entries(config)}
     specs = [TensorSpec(e.name, e.published_shape, np.dtype(weights[e.path].dtype)) for e in table.values()]
 
     def pieces(name: str) -> Iterator[np.ndarray]:
-        yield table[name].write(weights[table[name].path])
+        return table[name].pieces(weights[table[name].path])
 
-    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
-    data = json.dumps(config_to_hf(config, published), indent=2) + "\n"
-    (pathlib.Path(directory) / "config.json").write_text(data)
+    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes, share=share)
 
 
 def config_to_hf(config: InteractionConfig, published: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -373,6 +371,16 @@ def _sizes_to_hf(config: InteractionConfig) -> dict[str, Any]:
             "text_hidden_size": size,
         },
     }
+
+
+def is_published(directory: str | os.PathLike[str]) -> bool:
+    """Whether a directory's ``config.json`` is that of a published checkpoint, not of a saved model.
+
+    Raises:
+      ValueError: there is no readable one.
+    """
+    config = read_json(pathlib.Path(directory) / "config.json")
+    return "text_config" in config or "model_type" in config
 
 
 def read_config(directory: str | os.PathLike[str]) -> InteractionConfig:

@@ -19,9 +19,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from tml_jax import sharding
-from tml_jax.checkpoint.huggingface import flatten, place_params, read_json
+from tml_jax.checkpoint.huggingface import read_json
 from tml_jax.checkpoint.quantize import SCALE, Int8Weight, quantize, scale_shape, shared_axes
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
+from tml_jax.checkpoint.weights import Weights, blocks, cast, flatten, place_params
 from tml_jax.model.config import InteractionConfig, TextConfig
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.streams.text import Tokenizer
@@ -186,58 +187,62 @@ def save_model(
       max_shard_bytes: of a weights file.
     """
     directory = pathlib.Path(directory)
-    write_weights(directory, config, flatten(params), dtype=dtype, max_shard_bytes=max_shard_bytes)
+    write_weights(directory, config, flatten(jax.device_get(params)), dtype=dtype, max_shard_bytes=max_shard_bytes)
     write_config(directory, config)
-    if pathlib.Path(tokenizer_path).absolute() != (directory / TOKENIZER_FILE).absolute():
-        shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
+    copy_tokenizer(tokenizer_path, directory)
+
+
+def copy_tokenizer(path: str | os.PathLike[str], directory: pathlib.Path) -> None:
+    """Copies a tokenizer to a model's directory; it may lie there already."""
+    if pathlib.Path(path).absolute() != (directory / TOKENIZER_FILE).absolute():
+        shutil.copyfile(path, directory / TOKENIZER_FILE)
 
 
 def write_weights(
     directory: pathlib.Path,
     config: InteractionConfig,
-    weights: Mapping[str, Any],
+    weights: Weights,
     *,
     dtype: Any = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    share: tuple[int, int] | None = None,
 ) -> None:
-    """Writes a saved model's weights, a layer at a time.
+    """Writes a saved model's weights, a block at a time.
 
     Args:
       directory: made where it isn't there.
       config: the model's sizes.
-      weights: by dotted path: arrays, or what `open_model` gives.
+      weights: by dotted path.
       dtype: of the weights on disk (the few that a model always keeps in float32 stay so). "int8": of matrices and
         tables, with their scales; what is small stays as it is. None: all as they are.
-      max_shard_bytes: of a weights file.
+      max_shard_bytes, share: as `write_tensors`.
     """
     int8 = dtype is not None and np.dtype(dtype) == np.int8
-    model = InteractionModel(config, jnp.float32 if int8 or dtype is None else dtype)
-    kept = weights if int8 or dtype is None else flatten(model.abstract)
-    shared = shared_axes(model) if int8 else {}
-    axes = flatten(model.axes)
+    shared = shared_axes(InteractionModel(config)) if int8 else {}
+    if dtype is not None and not int8:
+        weights = in_dtype(weights, config, dtype)
     specs = []
     for path, x in weights.items():
         if path in shared:
             specs.append(TensorSpec(path, x.shape, np.dtype(np.int8)))
             specs.append(TensorSpec(path + SCALE, scale_shape(x.shape, shared[path]), np.dtype(np.float32)))
         else:
-            specs.append(TensorSpec(path, x.shape, np.dtype(kept[path].dtype)))
-
-    def layers(path: str) -> Iterator[np.ndarray]:
-        x = weights[path] if isinstance(weights[path], Int8Weight) else np.asarray(weights[path])
-        if axes[path][:1] == ("layers",):
-            return (x[i : i + 1] for i in range(x.shape[0]))
-        return iter((np.asarray(x),))
+            specs.append(TensorSpec(path, x.shape, np.dtype(x.dtype)))
 
     def pieces(name: str) -> Iterator[np.ndarray]:
-        if name in shared:
-            return (quantize(x, shared[name])[0] for x in layers(name))
-        if name not in weights:
-            path = name.removesuffix(SCALE)
-            return (quantize(x, shared[path])[1] for x in layers(path))
-        return (x.astype(kept[name].dtype, copy=False) for x in layers(name))
+        path = name if name in weights else name.removesuffix(SCALE)
+        weight, axes = weights[path], shared.get(path, ())
+        for index in blocks(weight.shape, np.dtype(np.float32).itemsize, axes):
+            block = np.asarray(weight[index])
+            yield quantize(block, axes)[0 if name == path else 1] if path in shared else block
 
-    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes)
+    write_tensors(directory, specs, pieces, max_shard_bytes=max_shard_bytes, share=share)
+
+
+def in_dtype(weights: Weights, config: InteractionConfig, dtype: Any) -> Weights:
+    """Weights as a model of this dtype keeps them: the few that are always float32 stay so."""
+    kept = flatten(InteractionModel(config, dtype).abstract)
+    return cast(weights, lambda path: kept[path].dtype)
 
 
 def write_config(directory: pathlib.Path, config: InteractionConfig) -> None:
@@ -279,6 +284,22 @@ def open_tokenizer(path: str | os.PathLike[str], text: TextConfig) -> Tokenizer:
     return tokenizer
 
 
+def check_shapes(
+    directory: pathlib.Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compares the shapes in a directory's files with those that its config asks for.
+
+    Raises:
+      ValueError: one is missing, of another shape, or not the model's.
+    """
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"The weights in {directory} are not of its {CONFIG_FILE}: {name} is {_shape(found.get(name))} in the "
+                f"file and {_shape(wanted.get(name))} in the model."
+            )
+
+
 def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, dict[str, np.ndarray | Int8Weight]]:
     """A saved model's config and its weights, by dotted path, mapped and not yet read.
 
@@ -295,13 +316,7 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, di
     wanted = {path: x.shape for path, x in flatten(model.abstract).items()}
     int8 = {path for path in files if path in wanted and files.spec(path).dtype == np.int8}
     wanted |= {path + SCALE: scale_shape(wanted[path], shared.get(path, ())) for path in int8}
-    for name in sorted(wanted.keys() | set(files)):
-        found = files.spec(name).shape if name in files else None
-        if found != wanted.get(name):
-            raise ValueError(
-                f"The weights in {directory} are not of its {CONFIG_FILE}: {name} is {_shape(found)} in the file and "
-                f"{_shape(wanted.get(name))} in the model."
-            )
+    check_shapes(directory, {name: files.spec(name).shape for name in files}, wanted)
     for path in int8:
         if (stored := files.spec(path + SCALE).dtype) != np.float32:
             raise ValueError(f"The weights in {directory} are damaged: {path + SCALE} is {stored}, not float32.")
@@ -321,7 +336,7 @@ def load_params(
     config, weights = open_model(directory)
     model = InteractionModel(config, dtype)
     placement = sharding.shardings(model.axes, model.abstract, mesh) if mesh is not None else None
-    return config, place_params(model, lambda path, index: weights[path][index], placement)
+    return config, place_params(model, weights, placement)
 
 
 def load_model(

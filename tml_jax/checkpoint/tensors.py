@@ -140,33 +140,38 @@ def write_tensors(
     pieces: Callable[[str], Iterable[Any]],
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    share: tuple[int, int] | None = None,
 ) -> None:
     """Writes tensors: one file, or shards with an index where they would pass `max_shard_bytes`.
 
-    Each file appears under its name only when it is whole.
+    Each file appears under its name only when it is whole, and on the disk.
 
     Args:
       directory: made where it isn't there.
       specs: what will be written, in order.
       pieces: of a name, its values: arrays of its dtype which, flattened one after another, are the tensor.
       max_shard_bytes: a tensor larger than this has a file of its own.
+      share: number and count of the processes that write; each writes files of its own, and leaves those that are
+        there. None: one process, and all anew.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    shards = _shards(specs, max_shard_bytes)
-    if len(shards) == 1:
-        _write_file(directory / _FILE, shards[0], pieces)
+    shards = cut_into_shards(specs, max_shard_bytes)
+    total = len(shards)
+    names = [f"model-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)] if total > 1 else [_FILE]
+    number, count = share or (0, 1)
+    for name, shard in list(zip(names, shards, strict=True))[number::count]:
+        if share is None or not (directory / name).is_file():
+            _write_file(directory / name, shard, pieces)
+    if total == 1 or number:
         return
-    weight_map = {}
-    for i, shard in enumerate(shards):
-        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / name, shard, pieces)
-        weight_map.update({spec.name: name for spec in shard})
+    weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
     index = {"metadata": {"total_size": sum(s.nbytes for s in specs)}, "weight_map": weight_map}
     (directory / _INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
-def _shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+def cut_into_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
+    """What lies in which file of `write_tensors`."""
     shards: list[list[TensorSpec]] = [[]]
     size = 0
     for spec in specs:
@@ -200,4 +205,6 @@ def _write_file(path: pathlib.Path, specs: Sequence[TensorSpec], pieces: Callabl
                 file.write(array.view(np.uint8).data if array.size else b"")
                 written += array.nbytes
             assert written == spec.nbytes, (spec, written)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

@@ -110,6 +110,23 @@ class InteractionModel:
         """Fresh weights."""
         return nnx.to_pure_dict(nnx.split(self._declare(seed))[1])
 
+    def with_new_control(self, params: Params) -> Params:
+        """Weights whose control tokens are new: their rows become the mean of the tokenizer's rows.
+
+        So they begin as no token in particular (Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
+        Models"), where those of published weights, which no text ever used, may be anything.
+        """
+
+        def change(table: Float[Array, "v d"]) -> Float[Array, "v d"]:
+            mean = jnp.mean(table[: self.control.base], axis=0)
+            return table.at[self.control.base : self.control.stop].set(mean)
+
+        text, transformer = params["text"], params["transformer"]
+        return params | {
+            "text": text | {"table": change(text["table"])},
+            "transformer": transformer | {"unembed": change(transformer["unembed"])},
+        }
+
     def num_params(self) -> int:
         """Weights in all."""
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self.abstract))

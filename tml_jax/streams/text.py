@@ -105,6 +105,10 @@ class Tokenizer:
         self.control = ControlTokens(self.vocab_size if base is None else base)
         self._special = frozenset(i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
 
+    def same_tokens(self, other: "Tokenizer") -> bool:
+        """Whether both mean the same by every row."""
+        return self._tokenizer.get_vocab() == other._tokenizer.get_vocab()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. A word inside a sentence is written with its leading space: ``encode(" seven")``."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids

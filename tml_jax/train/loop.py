@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,16 @@ from tqdm import tqdm
 
 from tml_jax import sharding
 from tml_jax.checkpoint.local import LocalCheckpoints
-from tml_jax.checkpoint.store import TrainCheckpoints, difference, load_params, open_model, open_tokenizer, save_model
+from tml_jax.checkpoint.source import Source, open_source, write_dtypes
+from tml_jax.checkpoint.store import (
+    PUBLISHED_FILE,
+    TrainCheckpoints,
+    copy_tokenizer,
+    difference,
+    open_tokenizer,
+    save_model,
+)
+from tml_jax.checkpoint.weights import place_params
 from tml_jax.data.pipeline import Batch, Pipeline
 from tml_jax.train.bar import log_above_bar
 from tml_jax.train.config import ExperimentConfig, TrainConfig
@@ -75,8 +85,8 @@ class Run:
       experiment: what to train, on what, how.
       workdir: for checkpoints, metrics and the final model (``workdir/model``, from a single host).
       tokenizer_path: the model's ``tokenizer.json``.
-      init_from: a saved model of the same sizes to begin with, where the folder holds no checkpoint; None: fresh
-        weights.
+      init_from: a model of the same sizes to begin with, in any layout, where the folder holds no checkpoint; what a
+        published one lacks starts fresh. None: all does.
       began: when the run began, by `time.monotonic`; None: now.
       interruption: asks for the end: the run then saves a checkpoint, and no model; None: nothing does.
 
@@ -113,7 +123,7 @@ class Run:
         """Trains to the end, until it is interrupted, or up to step `stop_after` as if the run had been cut there."""
         data, held_out = self._pipeline("train", num_workers(self.config)), self._pipeline("heldout", 0)
         if not (self.directory / "checkpoints").is_dir():
-            self._check_init_from()
+            self._open_init_from()
         self.directory.mkdir(parents=True, exist_ok=True)
         order = {name: getattr(data.config, name) for name in ("seed", "group", "replay", "replay_pool")}
         order["batch_size"] = self.config.batch_size
@@ -127,6 +137,7 @@ class Run:
             if self._first:
                 record = json.dumps(dataclasses.asdict(self.experiment), indent=1) + "\n"
                 (self.directory / "experiment.json").write_text(record)
+                copy_tokenizer(self._tokenizer_path, self.directory)
             count = max(1, self.config.eval_conversations // self.config.batch_size)
             batches = list(itertools.islice(held_out.batches(), count))
             with contextlib.closing(data.batches(int(state.step))) as made:
@@ -140,10 +151,12 @@ class Run:
 
     def _save_model(self, state: TrainState) -> None:
         if jax.process_count() > 1:
-            LOG.info("the weights are spread over a pod and stay in %s", self.directory / "checkpoints")
+            LOG.info("the weights are spread over a pod; launch.convert --from=%s exports them", self.directory)
             return
         weights = jax.device_get(state.best)
         save_model(self.directory / "model", self.experiment.model, weights, self._tokenizer_path, dtype="bfloat16")
+        if (published := self.directory / PUBLISHED_FILE).is_file():
+            shutil.copyfile(published, self.directory / "model" / PUBLISHED_FILE)
 
     def _begin(self, checkpoints: TrainCheckpoints, disk: LocalCheckpoints) -> tuple[TrainState, dict[str, float]]:
         """The state to go on from, the seconds that the run has taken and trained so far, and when it started."""
@@ -157,19 +170,33 @@ class Run:
             restored = checkpoints.restore(self.trainer.abstract_state())
             LOG.info("going on from step %d", restored.step)
             return restored.state, none | restored.data
-        if self._init_from is None:
+        source = self._open_init_from()
+        if source is None:
             return self.trainer.init(), none
-        self._check_init_from()
-        _, params = load_params(self._init_from)
-        return self.trainer.start_from(params), none
+        LOG.info("beginning with %s: %s", self._init_from, source.report or f"all {len(source.weights)} weights")
+        weights = source.filled(self.config.seed)
+        if self._first:  # what an export needs
+            source.copy_published(self.directory)
+            write_dtypes(self.directory, weights)
+        params = place_params(self.trainer.model, weights, self.trainer.shardings.params)
+        return self.trainer.start_from(params, new_control=bool(source.fresh)), none
 
-    def _check_init_from(self) -> None:
+    def _open_init_from(self) -> Source | None:
         if self._init_from is None:
-            return
-        config, _ = open_model(self._init_from)
-        if config != self.experiment.model:
-            sizes = difference(config.to_json(), self.experiment.model.to_json())
+            return None
+        model = self.experiment.model
+        source = open_source(self._init_from, like=model)
+        if source.config != model:
+            sizes = difference(source.config.to_json(), model.to_json())
             raise ValueError(f"{self._init_from} is a model of other sizes: {sizes}.")
+        if source.tokenizer.is_file():
+            theirs, ours = (open_tokenizer(path, model.text) for path in (source.tokenizer, self._tokenizer_path))
+            if not theirs.same_tokens(ours):
+                raise ValueError(
+                    f"The tokenizer {self._tokenizer_path} gives other tokens their rows than {source.tokenizer}, with "
+                    "which the weights were made."
+                )
+        return source
 
     def _loop(
         self,

@@ -63,10 +63,18 @@ class Trainer:
         self._step = program(self._train_step, donate=0, out_shardings=(self.shardings, replicated))
         self._evaluate = program(self._evaluate_batch, out_shardings=replicated)
 
-    def start_from(self, params: Params) -> TrainState:
-        """A state at step 0 with these weights, placed."""
-        with self.executor.entered():
-            return jax.device_put(self._fresh(jax.device_put(params, self.shardings.params)), self.shardings)
+    def start_from(self, params: Params, new_control: bool = False) -> TrainState:
+        """A state at step 0 with these weights, placed.
+
+        Args:
+          params: the weights, placed as the state's or on the host.
+          new_control: they haven't met the control tokens yet: `InteractionModel.with_new_control`.
+        """
+
+        def begin(params: Params) -> TrainState:
+            return self._fresh(self.model.with_new_control(params) if new_control else params)
+
+        return self.executor.program(begin, out_shardings=self.shardings)(params)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, dtypes and shardings, nothing allocated."""
