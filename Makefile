@@ -1,8 +1,10 @@
 # make demo: a live conversation with the shipped model. make test: the tests. make test-newest: what the newest
-# libraries could break, with constraints-newest.txt, in an environment of its own. All need Python >= 3.11, git and make.
+# libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
+# runs in; make test-beam: its tests. All need Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= $(VENV)-newest
+BEAM_VENV ?= $(VENV)-beam
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -14,7 +16,7 @@ export JAX_PLATFORMS ?= cpu
 NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/model/test_batch_invariance.py \
   tests/model/test_kernels.py tests/checkpoint tests/train/test_run.py tests/serve/test_end_to_end.py
 
-.PHONY: demo test test-newest lint format types clean
+.PHONY: demo test test-newest beam test-beam lint format types clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
@@ -24,6 +26,11 @@ test: $(VENV)/.test
 
 test-newest: $(NEWEST_VENV)/.newest
 	$(NEWEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(NEWEST_TESTS)
+
+beam: $(BEAM_VENV)/.beam
+
+test-beam: $(BEAM_VENV)/.beam $(VENV)/.test
+	$(BEAM_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/launch/test_prepare_corpus.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -62,4 +69,11 @@ $(NEWEST_VENV)/.newest: $(VENV)/.test constraints-newest.txt
 	$(BIN)/python -m venv --clear $(NEWEST_VENV)
 	$(BIN)/python $(SITE) > "$$($(NEWEST_VENV)/bin/python $(SITE))/pins.pth"
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-newest.txt -e '.[test]'
+	@touch $@
+
+# The same for Beam, whose own pins lie above.
+$(BEAM_VENV)/.beam: $(VENV)/.base constraints-beam.txt
+	$(BIN)/python -m venv --clear $(BEAM_VENV)
+	$(BIN)/python $(SITE) > "$$($(BEAM_VENV)/bin/python $(SITE))/pins.pth"
+	$(BEAM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-beam.txt apache-beam
 	@touch $@

@@ -71,7 +71,8 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    command = pathlib.Path(sys.argv[0]).stem
+    started = pathlib.Path(sys.argv[0])
+    command = started.parent.name if started.stem == "__main__" else started.stem
     print(f"launch.{command}: {sentence}", file=sys.stderr)
     sys.exit(status)
 

@@ -96,6 +96,6 @@ def test_the_bank_gets_the_training_talk_alone(folder, tmp_path, monkeypatch) ->
     voice = bank.voices["recorded/ann"]
     assert (voice.split, voice.licence) == ("train", "CC0 (Ann)")
     expected = {text for text in LINES.values() if not _for_tests(text)}
-    assert expected and {c.text for c in bank.clips} == {recordings._text(text) for text in expected}
+    assert expected and {c.text for c in bank.clips} == {recordings.spoken_text(text) for text in expected}
     assert all(c.kind == "talk" for c in bank.clips)
     assert all(bool(c.words) == ("three" not in c.text) for c in bank.clips)

@@ -89,8 +89,7 @@ class DataConfig:
       talkers: the same of talk that is not meant for the model.
       acoustics: changes to the user's sound.
       behaviour: times.
-      store: folder of a conversation store, or None for simulated conversations only.
-      store_share: share of the windows that come from the store.
+      stores: conversation stores (`launch.prepare_corpus`), each with its share of the windows; the rest is simulated.
       window_turns: micro-turns in a training row.
       window_tokens: trunk tokens that a row may hold; a conversation is cut at the last whole micro-turn that fits.
       window_patches, window_speech: patches and mel patches that a row has room for, on average: the rows of a group
@@ -111,8 +110,7 @@ class DataConfig:
     )
     acoustics: Acoustics = Acoustics()
     behaviour: Behaviour = Behaviour()
-    store: str | None = None
-    store_share: float = 0.0
+    stores: tuple[tuple[str, float], ...] = ()
     window_turns: int = 160
     window_tokens: int = 448
     window_patches: int = 64
@@ -131,10 +129,13 @@ class DataConfig:
                 f"A group and the replay pool need a member, and replay must be a share below 1; got {self.group}, "
                 f"{self.replay_pool} and {self.replay}."
             )
-        if not 0.0 <= self.store_share <= 1.0:
-            raise ValueError(f"store_share={self.store_share} must lie between 0 and 1.")
-        if self.store_share and self.store is None:
-            raise ValueError("store_share is set, but no store is named.")
+        if (
+            min((share for _, share in self.stores), default=0.0) < 0
+            or sum(share for _, share in self.stores) > 1 + 1e-9
+        ):
+            raise ValueError(
+                f"The stores' shares of the windows must not be negative, nor exceed 1 in all: {self.stores}."
+            )
         if min(share for _, share in self.shares.items()) < 0 or not sum(share for _, share in self.shares.items()):
             raise ValueError("The scenario shares must not be negative, and one must be positive.")
 

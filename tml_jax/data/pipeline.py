@@ -30,7 +30,7 @@ from absl import flags
 from tml_jax.data.config import DataConfig
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.speech_bank import SpeechBank
-from tml_jax.data.store import ConversationStore
+from tml_jax.data.store import Corpus
 from tml_jax.data.timeline import render
 from tml_jax.streams import packed
 from tml_jax.streams.micro_turn import StreamSpec
@@ -69,12 +69,11 @@ class GroupSource:
         return Tokenizer(self._tokenizer_path)
 
     @functools.cached_property
-    def _store(self) -> ConversationStore:
-        assert self.config.store is not None
-        return ConversationStore.open(self.config.store)
+    def _stores(self) -> list[Corpus]:
+        return [Corpus(path, self.split, self.spec) for path, _ in self.config.stores]
 
     def __getstate__(self) -> dict[str, object]:
-        opened = ("_simulator", "_tokenizer", "_store")
+        opened = ("_simulator", "_tokenizer", "_stores")
         return {name: value for name, value in self.__dict__.items() if name not in opened}
 
     def __call__(self, number: int) -> Batch:
@@ -84,19 +83,16 @@ class GroupSource:
 
     def _one(self, index: int) -> packed.Conversation:
         rng = np.random.default_rng((self.config.seed, 7, self.split == "train", index))
-        if self.config.store_share and rng.random() < self.config.store_share:
-            return self._read(rng)
+        if self.config.stores:
+            ends = np.cumsum([share for _, share in self.config.stores])
+            which = int(np.searchsorted(ends, rng.random(), side="right"))
+            if which < len(ends):
+                corpus = self._stores[which]
+                return corpus.window(int(rng.integers(len(corpus))), rng, self.config.window_turns)
         behaviour = self.config.behaviour
         late = rng.random() < behaviour.late_start_share
         start = int(rng.integers(0, behaviour.latest_start)) if late else 0
         return render(self._simulator.conversation(index), self.spec, self._tokenizer, start)
-
-    def _read(self, rng: np.random.Generator) -> packed.Conversation:
-        """A random window of a stored conversation."""
-        which, most = int(rng.integers(len(self._store))), self.config.window_turns
-        turns = self._store.num_turns(which)
-        start = int(rng.integers(0, max(1, turns - most + 1)))
-        return self._store.read(which, start, min(most, turns - start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +122,8 @@ class Pipeline:
                 f"multiple of {self.config.group}, the config's data.group."
             )
         open_bank(self.config.bank)
-        if self.config.store is not None:
-            ConversationStore.open(self.config.store)
+        for path, _ in self.config.stores:
+            Corpus(path, self.split, self.spec)
 
     def _mine(self) -> Sequence[int]:
         return range(self.batch_size // self.config.group) if self.groups is None else self.groups

@@ -21,7 +21,8 @@ from tml_jax.streams import number_words
 TRANSCRIPTS, LICENCE = "transcripts.txt", "licence.txt"
 # A quarter of what is said: never trained on, nor tuned on.
 _TEST_ONLY = tuple("0123")
-_NOT_SPEECH = tuple("[(<;")
+NOT_SPEECH = tuple("[(<;")
+"""What a line of a transcript begins with that tells of a sound and no words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def is_test_only(transcript: str) -> bool:
     return hashlib.sha1(transcript.encode()).hexdigest().startswith(_TEST_ONLY)
 
 
-def _text(transcript: str) -> str:
+def spoken_text(transcript: str) -> str:
     """Lower case without punctuation, digits as English words."""
     spelled = re.sub(r"[0-9]", lambda digit: f" {number_words.to_words(int(digit[0]))} ", transcript.lower())
     return " ".join("".join(c if c.isalpha() or c == "'" else " " for c in spelled).split())
@@ -73,8 +74,8 @@ def read_folder(folder: pathlib.Path) -> tuple[str, list[Recording]]:
     lines = []
     for line in (folder / TRANSCRIPTS).read_text().splitlines():
         name, _, transcript = (part.strip() for part in line.partition(":"))
-        if name in sounds and transcript and not transcript.startswith(_NOT_SPEECH):
-            lines.append((name, transcript, _text(transcript)))
+        if name in sounds and transcript and not transcript.startswith(NOT_SPEECH):
+            lines.append((name, transcript, spoken_text(transcript)))
     if not lines:
         raise FileNotFoundError(f"{folder / TRANSCRIPTS} names no sound file in {folder}; lines are `NAME: text`.")
     tested = {text for _, transcript, text in lines if is_test_only(transcript)}

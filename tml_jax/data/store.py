@@ -2,9 +2,11 @@
 
 All conversations lie one after another along the first axis of each array, packed (`streams.packed`): the arrays of
 patches and of mel have an axis of their own, and the index says where in each a conversation begins. A window of a few
-hundred micro-turns touches only the chunks that hold it.
+hundred micro-turns touches only the chunks that hold it. Many stores, written apart, are read as one `Corpus`.
 """
 
+import bisect
+import itertools
 import json
 import os
 import pathlib
@@ -160,3 +162,35 @@ class ConversationStore:
             return {name: np.asarray(read.result()) for name, read in reads.items()}
         except ValueError as error:
             raise ValueError(f"The conversation store at {self.path} cannot be read ({error}).") from error
+
+
+class Corpus:
+    """The conversations of a split: of one store, which has none, or of a folder's shards ``SPLIT/NUMBER``.
+
+    Raises:
+      ValueError: there are none at `path`, a store is damaged, or it was made for another stream.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], split: str, spec: StreamSpec) -> None:
+        whole = pathlib.Path(path)
+        shards = sorted(index.parent for index in (whole / split).glob(f"*/{INDEX}"))
+        self._stores = [ConversationStore.open(place) for place in shards or [whole]]
+        if any(store.spec != spec for store in self._stores):
+            raise ValueError(
+                f"The conversation store at {path} was made for a model with another stream; make it anew."
+            )
+        self._ends = list(itertools.accumulate(map(len, self._stores)))
+        if not self._ends[-1]:
+            raise ValueError(f"The conversation store at {path} holds no {split} conversation.")
+
+    def __len__(self) -> int:
+        """Conversations in all."""
+        return self._ends[-1]
+
+    def window(self, conversation: int, rng: np.random.Generator, most: int) -> packed.Conversation:
+        """A window of a conversation that begins anywhere, [most], or all of a shorter one."""
+        which = bisect.bisect_right(self._ends, conversation)
+        store, own = self._stores[which], conversation - (self._ends[which - 1] if which else 0)
+        turns = store.num_turns(own)
+        start = int(rng.integers(0, max(1, turns - most + 1)))
+        return store.read(own, start, min(most, turns - start))

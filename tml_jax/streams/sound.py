@@ -77,7 +77,7 @@ def resample(samples: Float[np.ndarray, "samples"], own_rate: int, rate: int) ->
     return np.concatenate([resampler.push(samples), resampler.flush()])
 
 
-def read_sound(path: str | os.PathLike[str], rate: int) -> Float[np.ndarray, "samples"]:
+def read_sound(path: str | os.PathLike[str], rate: int, channel: int | None = None) -> Float[np.ndarray, "samples"]:
     """Reads a sound file, or the sound of a video, in any format that FFmpeg knows.
 
     Nothing but the result is held in memory. Its time 0 is that of the file: where the sound starts later than the
@@ -86,12 +86,14 @@ def read_sound(path: str | os.PathLike[str], rate: int) -> Float[np.ndarray, "sa
     Args:
       path: the file.
       rate: Hz of the result.
+      channel: the one channel to read, from 0 on; None: all of them, as one.
 
     Returns:
-      float32 in [-1, 1]: the mean of the channels or, where there is a centre, the centre with the others beside it.
+      float32 in [-1, 1]: the channel, or the mean of the channels or, where there is a centre, the centre with the
+      others beside it.
 
     Raises:
-      ValueError: the file is missing, holds no sound, is damaged, or holds no sample.
+      ValueError: the file is missing, holds no sound, not this channel, is damaged, or holds no sample.
     """
     name = repr(os.fspath(path))
     if not pathlib.Path(path).is_file():
@@ -100,7 +102,7 @@ def read_sound(path: str | os.PathLike[str], rate: int) -> Float[np.ndarray, "sa
         with av.open(f"file:{os.fspath(path)}") as container:
             if not container.streams.audio:
                 raise ValueError(f"{name} holds no sound.")
-            pieces = list(_resampled(container, name, rate))
+            pieces = list(_resampled(container, name, rate, channel))
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"{name} cannot be read as sound ({error.strerror or error}): {DAMAGED}") from error
     if not pieces:
@@ -108,16 +110,23 @@ def read_sound(path: str | os.PathLike[str], rate: int) -> Float[np.ndarray, "sa
     return np.concatenate(pieces)
 
 
-def has_sound(path: str | os.PathLike[str]) -> bool:
-    """Whether a media file has a sound track; False for what is no media file at all."""
+def num_channels(path: str | os.PathLike[str]) -> int:
+    """Channels of a media file's sound; 0 where it has none, or is no media file at all."""
     try:
         with av.open(f"file:{os.fspath(path)}") as container:
-            return bool(container.streams.audio)
+            return container.streams.best("audio").channels if container.streams.audio else 0
     except (av.FFmpegError, OSError):
-        return False
+        return 0
 
 
-def _resampled(container: av.container.InputContainer, name: str, rate: int) -> Iterator[np.ndarray]:
+def has_sound(path: str | os.PathLike[str]) -> bool:
+    """Whether a media file has a sound track; False for what is no media file at all."""
+    return num_channels(path) > 0
+
+
+def _resampled(
+    container: av.container.InputContainer, name: str, rate: int, channel: int | None
+) -> Iterator[np.ndarray]:
     """The pieces of a file's sound, mono at `rate`."""
     start_s = (container.start_time or 0) / av.time_base
     resampler, own_rate, samples = None, 0, 0
@@ -134,7 +143,9 @@ def _resampled(container: av.container.InputContainer, name: str, rate: int) -> 
             silence = np.zeros(round(gap_s * own_rate), np.float32)
             samples += len(silence)
             yield resampler.push(silence)
-        mono = _mono(frame)
+        if channel is not None and channel >= len(frame.layout.channels):
+            raise ValueError(f"{name} has no sound channel {channel}, but {len(frame.layout.channels)}.")
+        mono = _mono(frame, channel)
         if not np.isfinite(mono).all():
             raise ValueError(f"The sound file {name} holds values that are not numbers.")
         samples += len(mono)
@@ -143,7 +154,7 @@ def _resampled(container: av.container.InputContainer, name: str, rate: int) -> 
         yield resampler.flush()
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
+def _mono(frame: av.AudioFrame, channel: int | None) -> np.ndarray:
     """One channel, float32, full scale 1."""
     samples = frame.to_ndarray()
     channels = len(frame.layout.channels)
@@ -153,7 +164,8 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
         samples = (samples - np.float32(128)) / np.float32(128)
     elif samples.dtype.kind == "i":
         samples = samples / np.float32(2 ** (8 * samples.dtype.itemsize - 1))
-    return (_weights(frame.layout) @ samples).astype(np.float32)
+    mono = _weights(frame.layout) @ samples if channel is None else samples[channel]
+    return mono.astype(np.float32)
 
 
 def _weights(layout: av.AudioLayout) -> Float[np.ndarray, "channels"]:

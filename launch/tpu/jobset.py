@@ -1,0 +1,115 @@
+"""A job as a GKE JobSet (jobset.x-k8s.io/v1alpha2): one replicated Job a slice, one pod a host."""
+
+from typing import Any
+
+from launch.tpu.job import GRACE_S, INTERRUPTED, MOUNT, TpuJob
+
+VERSION = "v0.12.0"
+"""The release of the JobSet controller that `launch.tpu.commands` installs."""
+
+_CONTAINER = "tml-jax"
+
+
+def jobset(job: TpuJob) -> dict[str, Any]:
+    """The manifest.
+
+    A pod that was asked to end, by its exit status or by Kubernetes' own word, fails its Job for the reason
+    "PodFailurePolicy", and then the set begins anew without a count. Any other failure, a dead host or a bug, is one of
+    `job.restarts`. All pods begin anew together: the processes of a pod cannot go on with one of them gone.
+    """
+    policy = {
+        "rules": [
+            {
+                "action": "FailJob",
+                "onExitCodes": {"containerName": _CONTAINER, "operator": "In", "values": list(INTERRUPTED)},
+            },
+            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": job.name,
+            # A slice belongs to one Job.
+            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+        },
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": job.restarts,
+                "rules": [
+                    {
+                        "name": "interrupted",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {
+                    "name": "slice",
+                    "replicas": job.slices,
+                    "template": {
+                        "spec": {
+                            "parallelism": job.slice.hosts,
+                            "completions": job.slice.hosts,
+                            "completionMode": "Indexed",
+                            "backoffLimit": 0,
+                            "podFailurePolicy": policy,
+                            "template": _pod(job),
+                        }
+                    },
+                }
+            ],
+        },
+    }
+
+
+def service_account(job: TpuJob) -> dict[str, Any]:
+    """The Kubernetes account of the pods, which stands for `job.account`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": job.name, "annotations": {"iam.gke.io/gcp-service-account": job.account}},
+    }
+
+
+def _pod(job: TpuJob) -> dict[str, Any]:
+    chips = {"google.com/tpu": job.slice.chips_per_host}
+    spot = {"cloud.google.com/gke-spot": "true"} if job.spot else {}
+    return {
+        "metadata": {
+            # GKE adds the container that mounts the bucket; it holds back whole files while they are written.
+            "annotations": {"gke-gcsfuse/volumes": "true", "gke-gcsfuse/ephemeral-storage-limit": "0"}
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "hostNetwork": True,
+            "dnsPolicy": "ClusterFirstWithHostNet",
+            "terminationGracePeriodSeconds": GRACE_S,
+            "serviceAccountName": job.name,
+            "nodeSelector": job.slice.node_selector | spot,
+            "containers": [
+                {
+                    "name": _CONTAINER,
+                    "image": job.image,
+                    "command": ["python", "-m"],
+                    "args": job.arguments,
+                    "env": [{"name": name, "value": value} for name, value in job.environment.items()],
+                    "ports": [{"containerPort": port} for port in (8471, 8080)],  # of libtpu, within and between slices
+                    "resources": {"requests": dict(chips), "limits": dict(chips)},
+                    "securityContext": {"privileged": True},  # GKE before 1.28 shows the chips to no other
+                    "volumeMounts": [{"name": "bucket", "mountPath": MOUNT}],
+                }
+            ],
+            "volumes": [
+                {
+                    "name": "bucket",
+                    "csi": {
+                        "driver": "gcsfuse.csi.storage.gke.io",
+                        "volumeAttributes": {"bucketName": job.bucket, "mountOptions": "implicit-dirs"},
+                    },
+                }
+            ],
+        },
+    }
