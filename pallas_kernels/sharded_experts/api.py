@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any, Protocol
 
 import jax
 from jax import lax
@@ -13,6 +14,26 @@ from pallas_kernels.expert_gemv import api as expert_gemv
 from pallas_kernels.grouped_matmul import api as grouped_matmul
 from pallas_kernels.sharded_experts import exchange
 from pallas_kernels.sharded_experts.cost import Exchange, Way
+
+
+class Made(Protocol):
+    """A weight that is made of others where it is used, each device its own part of it; a tree of arrays."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, index: Any) -> Array:
+        """The weight, at [...]."""
+
+    def specs(self, cut: PartitionSpec) -> Any:
+        """How the arrays are cut where the weight is cut so, a like tree."""
+
+
+def _whole(weight: Any) -> Array:
+    return weight if isinstance(weight, jax.Array) else weight[...]
+
+
+def _specs(weight: Any, cut: PartitionSpec) -> Any:
+    return weight.specs(cut) if hasattr(weight, "specs") else cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +59,8 @@ def routed_experts(
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
     weights: Float[Array, "t k"],
-    gate_up: Float[Array, "*l e 2 d f"],
-    down: Float[Array, "*l e f d"],
+    gate_up: "Float[Array, '*l e 2 d f'] | Made",
+    down: "Float[Array, '*l e f d'] | Made",
     layer: Int[Array, ""] | None = None,
     placement: Placement | None = None,
 ) -> Float[Array, "t d"]:
@@ -47,7 +68,8 @@ def routed_experts(
 
     Args:
       x: [T, D] tokens. expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing. weights: [T, k].
-      gate_up: [E, 2, D, F]; down: [E, F, D]. layer: int32; with it both are stacked over layers, [L, ...].
+      gate_up: [E, 2, D, F]; down: [E, F, D]; arrays or `Made` of some. layer: int32; with it both are stacked over
+        layers, [L, ...].
       placement: how the arrays lie on a mesh. None: all on one device.
 
     Returns:
@@ -57,24 +79,42 @@ def routed_experts(
       ValueError: shapes or dtypes do not fit.
     """
     if placement is None:
-        return _local(x, expert_ids, weights, gate_up, down, layer)
+        return _local(x, expert_ids, weights, _whole(gate_up), _whole(down), layer)
     lead = () if layer is None else (None,)
     rows = PartitionSpec(placement.tokens or None, None)
     experts, hidden, width = placement.experts, placement.hidden, placement.width
     cut = PartitionSpec(*lead, experts, None, width, hidden), PartitionSpec(*lead, experts, hidden, width)
+    cut = _specs(gate_up, cut[0]), _specs(down, cut[1])
     specs = (rows, rows, rows, *cut, None if layer is None else PartitionSpec())
-    body = functools.partial(_on_this_device, placement=placement)
+    body = functools.partial(_on_this_device, placement=placement, cut=cut)
     run = jax.shard_map(body, mesh=placement.mesh, in_specs=specs, out_specs=rows, check_vma=False)
     return run(x, expert_ids, weights, gate_up, down, layer)
 
 
 def _on_this_device(
-    x: Array, ids: Array, weights: Array, gate_up: Array, down: Array, layer: Array | None, *, placement: Placement
+    x: Array,
+    ids: Array,
+    weights: Array,
+    gate_up: Any,
+    down: Any,
+    layer: Array | None,
+    *,
+    placement: Placement,
+    cut: Any,
 ) -> Array:
     if placement.width is not None:  # fully sharded weights: gather this layer's, for as long as it needs them
+        lead = 0 if layer is None else 1
         if layer is not None:
             gate_up, down, layer = gate_up[layer], down[layer], None
-        gate_up, down = (lax.all_gather(w, placement.width, axis=2, tiled=True) for w in (gate_up, down))
+
+        def whole(x: Array, spec: PartitionSpec) -> Array:
+            axes = tuple(spec)[lead:]
+            if placement.width not in axes:
+                return x
+            return lax.all_gather(x, placement.width, axis=axes.index(placement.width), tiled=True)
+
+        gate_up, down = jax.tree.map(whole, (gate_up, down), cut)
+    gate_up, down = _whole(gate_up), _whole(down)
     own = gate_up.shape[-4]
 
     experts = gate_up, down, layer

@@ -3,6 +3,8 @@
 What is read is `source.open_source`'s affair. Each conversion can be shared by the processes of a pod, on a file system
 that all of them see, and goes on where it was cut short when it is called again with the same arguments. What it
 writes is no model before it is whole: the ``config.json`` comes last.
+
+A saved LoRA reads as the whole model that it stands for; its additions alone go into the layout of `peft`.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from tml_jax.checkpoint import huggingface, orbax, store
+from tml_jax.checkpoint import huggingface, lora, orbax, store
 from tml_jax.checkpoint.source import WEIGHTS_FOLDER, Source, open_source
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES
 from tml_jax.checkpoint.weights import Weights
@@ -61,6 +63,21 @@ def to_orbax(source: Path, target: Path, *, dtype: str | None = None, seed: int 
     with _written(opened, target, job, opened.config.to_json()) as directory:
         orbax.write_arrays(directory / WEIGHTS_FOLDER, _in_dtype(opened, seed, dtype), _share())
     return opened
+
+
+def to_peft(source: Path, target: Path) -> None:
+    """Saved LoRA -> its additions alone, in the layout of `peft` (`lora.export_peft`).
+
+    Raises:
+      ValueError: the source is no saved LoRA, its weights are not of its config, or as `to_saved_model`.
+    """
+    lora.read_description(pathlib.Path(source))
+    config, _ = store.open_model(source)
+    target = pathlib.Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not empty; name a new directory.")
+    target.mkdir(parents=True, exist_ok=True)
+    lora.export_peft(target, config, pathlib.Path(source))
 
 
 def to_published(

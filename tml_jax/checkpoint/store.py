@@ -1,7 +1,8 @@
 """What is kept of a model: training checkpoints (Orbax) and models to run (safetensors).
 
 A training checkpoint holds a whole training state and the position in the data, for resuming. A saved model is a
-directory that `load_model` needs nothing else to run: ``config.json``, ``tokenizer.json``, ``model.safetensors``.
+directory that `load_model` needs nothing else to run: ``config.json``, ``tokenizer.json``, ``model.safetensors``. A
+saved LoRA is one with ``lora.json`` (`checkpoint.lora`), which names another that it needs.
 """
 
 import base64
@@ -19,12 +20,14 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from tml_jax import sharding
+from tml_jax.checkpoint import lora as lora_files
 from tml_jax.checkpoint.huggingface import read_json
 from tml_jax.checkpoint.quantize import SCALE, Int8Weight, quantize, scale_shape, shared_axes
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
 from tml_jax.checkpoint.weights import Weights, blocks, cast, flatten, place_params
 from tml_jax.model.config import InteractionConfig, TextConfig
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.lora import Lora
 from tml_jax.streams.text import Tokenizer
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -198,6 +201,33 @@ def copy_tokenizer(path: str | os.PathLike[str], directory: pathlib.Path) -> Non
         shutil.copyfile(path, directory / TOKENIZER_FILE)
 
 
+def save_lora(
+    directory: str | os.PathLike[str],
+    lora: Lora,
+    trained: Params,
+    base: str | os.PathLike[str],
+    tokenizer_path: str | os.PathLike[str],
+) -> None:
+    """Writes what a LoRA run trained, in float32; `load_model` reads it as the whole model.
+
+    Args:
+      directory: made where it isn't there.
+      lora: says what is added to which weights.
+      trained: what `Lora.init` began with.
+      base: folder of the saved model that it is added to, which has to stay.
+      tokenizer_path: its ``tokenizer.json``, copied.
+    """
+    directory = pathlib.Path(directory)
+    weights = {path: np.asarray(x) for path, x in flatten(trained).items()}
+    specs = [TensorSpec(path, x.shape, x.dtype) for path, x in weights.items()]
+    write_tensors(directory, specs, lambda path: (weights[path],))
+    write_config(directory, lora.model.config)
+    lora_files.write_description(directory, lora.config, base)
+    shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
+    if (published := pathlib.Path(base) / PUBLISHED_FILE).is_file():
+        shutil.copyfile(published, directory / PUBLISHED_FILE)
+
+
 def write_weights(
     directory: pathlib.Path,
     config: InteractionConfig,
@@ -300,10 +330,10 @@ def check_shapes(
             )
 
 
-def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, dict[str, np.ndarray | Int8Weight]]:
+def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, dict[str, Any]]:
     """A saved model's config and its weights, by dotted path, mapped and not yet read.
 
-    What is stored as int8 reads as float32.
+    What is stored as int8, or as an addition to another model's weight, reads as float32.
 
     Raises:
       ValueError: the directory holds no model, its files are damaged, or its weights are not of its config.
@@ -312,6 +342,8 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, di
     config = read_config(directory)
     files = TensorFiles(directory)
     model = InteractionModel(config)
+    if (directory / lora_files.FILE).is_file():
+        return config, _open_lora(directory, model, files)
     shared = shared_axes(model)
     wanted = {path: x.shape for path, x in flatten(model.abstract).items()}
     int8 = {path for path in files if path in wanted and files.spec(path).dtype == np.int8}
@@ -324,6 +356,21 @@ def open_model(directory: str | os.PathLike[str]) -> tuple[InteractionConfig, di
         path: Int8Weight(files[path], files[path + SCALE]) if path in int8 else files[path]
         for path in flatten(model.abstract)
     }
+
+
+def _open_lora(directory: pathlib.Path, model: InteractionModel, files: TensorFiles) -> dict[str, Any]:
+    settings, base = lora_files.read_description(directory)
+    lora = Lora(model, settings)
+    wanted = {path: x.shape for path, x in flatten(lora.abstract).items()}
+    check_shapes(directory, {name: files.spec(name).shape for name in files}, wanted)
+    try:
+        config, weights = open_model(base)
+    except ValueError as error:
+        raise ValueError(f"{directory} adds to the model in {base}, which can't be read: {error}") from error
+    if config != model.config:
+        changed = difference(model.config.to_json(), config.to_json())
+        raise ValueError(f"{directory} adds to the model in {base}, which is of other sizes now: {changed}.")
+    return lora_files.overlay(weights, lora, files)
 
 
 def load_params(

@@ -162,7 +162,7 @@ def write_tensors(
     number, count = share or (0, 1)
     for name, shard in list(zip(names, shards, strict=True))[number::count]:
         if share is None or not (directory / name).is_file():
-            _write_file(directory / name, shard, pieces)
+            write_file(directory / name, shard, pieces)
     if total == 1 or number:
         return
     weight_map = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
@@ -183,7 +183,8 @@ def cut_into_shards(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[l
     return shards
 
 
-def _write_file(path: pathlib.Path, specs: Sequence[TensorSpec], pieces: Callable[[str], Iterable[Any]]) -> None:
+def write_file(path: pathlib.Path, specs: Sequence[TensorSpec], pieces: Callable[[str], Iterable[Any]]) -> None:
+    """Writes one safetensors file; arguments as `write_tensors`."""
     # Widest dtypes first: every tensor then starts at a multiple of its item size.
     specs = sorted(specs, key=lambda spec: -spec.dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

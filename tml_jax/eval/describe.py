@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.model.lora import Lora
 from tml_jax.model.plan import layer_plan
 from tml_jax.model.state import declare_state, is_leaf
 from tml_jax.train.config import ExperimentConfig
@@ -53,4 +54,7 @@ def describe(experiment: ExperimentConfig) -> str:
         f"trunk tokens, silent turn:  {stream.audio_tokens + 1}",
         f"trunk tokens, spoken turn:  {stream.audio_tokens + stream.max_output}",
     ]
+    if experiment.train.lora is not None:
+        trained = count(Lora(model, experiment.train.lora).abstract)
+        lines.append(f"trained by LoRA:          {trained / 1e9:.3f} B")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.prefill_attention.api import prefill_attention
 from pallas_kernels.streaming_attention.api import streaming_attention
 from tml_jax import sharding
+from tml_jax.model.adapted import contract
 from tml_jax.model.config import LayerType, TextConfig
 from tml_jax.model.primitives import Declare, Linear, RMSNorm, ShortConv, in_tiles
 from tml_jax.model.state import CacheShape, LayerState
@@ -111,7 +112,7 @@ class Attention(nnx.Module):
         return self._out(y), dataclasses.replace(state, cache=cache, conv_k=conv_k, conv_v=conv_v)
 
     def _out(self, y: Float[Array, "b t h k"]) -> Float[Array, "b t d"]:
-        return in_tiles(lambda y: jnp.einsum("bthk,hkd->btd", y, self.o[...]), self.row_tile, 2, y)
+        return in_tiles(lambda y: contract(y, self.o.get_value(), 2), self.row_tile, 2, y)
 
     def _axes(self, rows: str) -> tuple[str | None, ...]:
         """Logical axes of [B, T, heads, K]: query heads are cut as their key heads are, or neither is."""

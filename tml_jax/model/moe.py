@@ -94,7 +94,7 @@ class Moe(nnx.Module):
                 ids = jnp.where(valid.reshape(-1, 1), ids, self.routed)
                 weights = jnp.where(valid.reshape(-1, 1), weights, 0)
         with jax.named_scope("experts"):
-            experts = self.gate_up[...], self.down[...]
+            experts = self.gate_up.get_value(), self.down.get_value()
             y = routed_experts(flat, ids, weights.astype(x.dtype), *experts, layer, _placement(len(x), *experts))
             y = checkpoint_name(y, ROUTED)
         with jax.named_scope("shared_experts"):

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tml_jax.model.adapted import contract
+
 Axes = tuple[str | None, ...]
 
 
@@ -101,7 +103,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b _"]:
         """x [..., in] -> [..., *out]."""
-        return jnp.tensordot(x, self.w[...], axes=1)
+        return contract(x, self.w.get_value())
 
 
 class RMSNorm(nnx.Module):

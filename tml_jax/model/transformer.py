@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from tml_jax import sharding
+from tml_jax.model.adapted import Adapted
 from tml_jax.model.attention import Attention
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.moe import ROUTED, DenseMlp, Moe
@@ -88,6 +89,12 @@ def _is_indexed(path: tuple[Any, ...], _: Any) -> bool:
     return path[0] == "mlp" and path[-1] in Moe.indexed
 
 
+def _gathered(weight: Any, axes: Any) -> Any:
+    if isinstance(weight, Adapted):  # of an addition the factors are small, and lie as they are used
+        return dataclasses.replace(weight, base=sharding.whole(weight.base, axes))
+    return sharding.whole(weight, axes)
+
+
 class _Run:
     """Layers of one kind that follow each other: for whole sequences they are compiled once and scanned over.
 
@@ -108,7 +115,7 @@ class _Run:
     def layer(self, weights: dict[str, Any]) -> DecoderLayer:
         """A layer around its weights, each of them gathered once for all that is done with it."""
         flat = nnx.to_flat_state(nnx.State(weights))
-        gathered = {path: sharding.whole(w, self._whole[path]) if path in self._whole else w for path, w in flat}
+        gathered = {path: _gathered(w, self._whole[path]) if path in self._whole else w for path, w in flat}
         return nnx.merge(self._definition, nnx.from_flat_state(gathered))
 
 

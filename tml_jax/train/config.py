@@ -7,6 +7,7 @@ from typing import Literal
 
 from tml_jax.data.config import DataConfig
 from tml_jax.model.config import InteractionConfig
+from tml_jax.model.lora import LoraConfig
 from tml_jax.train.spec_augment import SpecAugment
 
 
@@ -27,6 +28,7 @@ class TrainConfig:
       microbatches: parts of a batch whose gradients are added up one after another: less memory, the same step.
       loss_turns: micro-turns whose logits are in memory at once, computed again in the backward pass; None: all.
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
+      lora: train low-rank additions to a saved model that stays as it is (`model.lora`), by AdamW; None: all weights.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the arithmetic; the weights stay float32.
       remat: recompute each layer in the backward pass: less memory, a third more work.
@@ -58,6 +60,7 @@ class TrainConfig:
     microbatches: int = 1
     loss_turns: int | None = None
     ema: float | None = 0.999
+    lora: LoraConfig | None = None
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = True

@@ -30,7 +30,9 @@ from tml_jax.checkpoint.store import (
     TrainCheckpoints,
     copy_tokenizer,
     difference,
+    load_params,
     open_tokenizer,
+    save_lora,
     save_model,
 )
 from tml_jax.checkpoint.weights import place_params
@@ -86,7 +88,8 @@ class Run:
       workdir: for checkpoints, metrics and the final model (``workdir/model``, from a single host).
       tokenizer_path: the model's ``tokenizer.json``.
       init_from: a model of the same sizes to begin with, in any layout, where the folder holds no checkpoint; what a
-        published one lacks starts fresh. None: all does.
+        published one lacks starts fresh. None: all does. With LoRA it is the saved model that stays as it is, needed
+        always; what is saved names it.
       began: when the run began, by `time.monotonic`; None: now.
       interruption: asks for the end: the run then saves a checkpoint, and no model; None: nothing does.
 
@@ -105,6 +108,8 @@ class Run:
     ) -> None:
         self.experiment, self.config, self.spec = experiment, experiment.train, experiment.model.stream
         self.directory, self._tokenizer_path, self._init_from = pathlib.Path(workdir), tokenizer_path, init_from
+        if self.config.lora is not None and init_from is None:
+            raise ValueError("LoRA adds to a saved model: name it with --init_from.")
         self._began = time.monotonic() if began is None else began
         self._interruption = interruption or Interruption()
         if self.config.minutes is not None and jax.process_count() > 1:
@@ -122,12 +127,14 @@ class Run:
     def train(self, stop_after: int | None = None) -> TrainState:
         """Trains to the end, until it is interrupted, or up to step `stop_after` as if the run had been cut there."""
         data, held_out = self._pipeline("train", num_workers(self.config)), self._pipeline("heldout", 0)
-        if not (self.directory / "checkpoints").is_dir():
+        if self.config.lora is not None or not (self.directory / "checkpoints").is_dir():
             self._open_init_from()
         self.directory.mkdir(parents=True, exist_ok=True)
         order = {name: getattr(data.config, name) for name in ("seed", "group", "replay", "replay_pool")}
         order["batch_size"] = self.config.batch_size
         config = {"model": self.experiment.model.to_json(), "order of the data": order}
+        if self.config.lora is not None:
+            config["lora"] = dataclasses.asdict(self.config.lora) | {"base": self._base}
         with log_above_bar(), TrainCheckpoints(self.directory, config=config) as checkpoints:
             disk = LocalCheckpoints(
                 self.config.local, config | {"workdir": str(self.directory)}, self.config.local_every
@@ -154,13 +161,23 @@ class Run:
             LOG.info("the weights are spread over a pod; launch.convert --from=%s exports them", self.directory)
             return
         weights = jax.device_get(state.best)
+        if self.trainer.lora is not None:
+            save_lora(self.directory / "model", self.trainer.lora, weights, self._base, self._tokenizer_path)
+            return
         save_model(self.directory / "model", self.experiment.model, weights, self._tokenizer_path, dtype="bfloat16")
         if (published := self.directory / PUBLISHED_FILE).is_file():
             shutil.copyfile(published, self.directory / "model" / PUBLISHED_FILE)
 
+    @property
+    def _base(self) -> str:
+        """The folder of the model that LoRA adds to."""
+        return str(pathlib.Path(self._init_from or "").absolute())
+
     def _begin(self, checkpoints: TrainCheckpoints, disk: LocalCheckpoints) -> tuple[TrainState, dict[str, float]]:
         """The state to go on from, the seconds that the run has taken and trained so far, and when it started."""
         none = {"elapsed_s": 0.0, "trained_s": 0.0, "started": time.time() - (time.monotonic() - self._began)}
+        if self.config.lora is not None:
+            self.trainer.freeze(load_params(self._base, dtype=self.config.dtype, mesh=self.trainer.executor.mesh)[1])
         latest, newest = checkpoints.latest(), disk.newest(self.trainer.abstract_state())
         if newest is not None and newest > (latest or 0):
             LOG.info("going on from step %d, as it is on the disks of all hosts", newest)
@@ -170,6 +187,8 @@ class Run:
             restored = checkpoints.restore(self.trainer.abstract_state())
             LOG.info("going on from step %d", restored.step)
             return restored.state, none | restored.data
+        if self.trainer.base is not None:
+            return self.trainer.start_from(self.trainer.base), none
         source = self._open_init_from()
         if source is None:
             return self.trainer.init(), none

@@ -32,7 +32,11 @@ def schedule(config: TrainConfig, step: int, progress: float) -> float:
 
 
 def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.GradientTransformation:
-    """The gradient transformation for `model`'s params, at the peak learning rates."""
+    """The gradient transformation for `model`'s params, or of what LoRA trains of it, at the peak learning rates."""
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    by_adamw = optax.adam(config.adam_learning_rate, b2=_ADAM_B2, nesterov=True)
+    if config.lora is not None:
+        return optax.chain(clip, by_adamw)
 
     # The decoder's maps are Muon's; what reads signals in and writes them out is AdamW's, as embeddings are.
     def label(path: tuple[Any, ...], _: Any, roles: muon.Roles | None) -> str:
@@ -45,10 +49,7 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    by_adamw = optax.adam(config.adam_learning_rate, b2=_ADAM_B2, nesterov=True)
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.partition({"muon": by_muon, "adamw": by_adamw}, labels)
-    )
+    return optax.chain(clip, optax.partition({"muon": by_muon, "adamw": by_adamw}, labels))
 
 
 def _orthogonalised(updates: Params, model: InteractionModel, dtype: jnp.dtype) -> Params:

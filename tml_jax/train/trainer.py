@@ -14,7 +14,9 @@ from jax.sharding import Mesh
 
 from tml_jax import sharding
 from tml_jax.executor.executor import Executor
+from tml_jax.model.adapted import Adapted
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.lora import Lora
 from tml_jax.model.plan import layer_plan
 from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
@@ -29,6 +31,8 @@ from tml_jax.train.spec_augment import change_sound
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """What training carries: the step, the weights, their running average (None: none), and the optimiser's state.
+
+    With LoRA the weights are those that it trains (`model.lora.Lora`), and the others are not in here.
 
     All of them are float32, whatever dtype a step computes in: an update is mostly smaller than bfloat16's distance to
     the next number, and would be lost.
@@ -46,7 +50,12 @@ class TrainState:
 
 
 class Trainer:
-    """The compiled training and evaluation steps of an experiment on a mesh."""
+    """The compiled training and evaluation steps of an experiment on a mesh.
+
+    Attributes:
+      base: with LoRA the frozen weights, in the dtype of the arithmetic: ShapeDtypeStructs until the run has `freeze`d
+        some. Else None.
+    """
 
     def __init__(self, experiment: ExperimentConfig, mesh: Mesh) -> None:
         self.config, self.executor = experiment.train, Executor(mesh)
@@ -54,17 +63,25 @@ class Trainer:
         self.model = InteractionModel(experiment.model)
         self._compute = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype)).abstract
         self._layers = {group.name for group in layer_plan(experiment.model.text)}
+        self.lora = None if experiment.train.lora is None else Lora(self.model, experiment.train.lora)
+        self.base = None if self.lora is None else self.executor.abstract(self._compute, self.model.axes)
+        self._trained = self.lora or self.model
         self.tx = make_optimizer(self.model, experiment.train)
         replicated = self.executor.sharding()
-        weights = self.executor.shardings(self.model.axes, self.model.abstract)
-        optimizer = optimizer_shardings(self.tx, self.model.abstract, weights, mesh)
+        weights = self.executor.shardings(self._trained.axes, self._trained.abstract)
+        optimizer = optimizer_shardings(self.tx, self._trained.abstract, weights, mesh)
         self.shardings = TrainState(replicated, weights, weights if self.config.ema else None, optimizer)
         program = self.executor.program
         self._step = program(self._train_step, donate=0, out_shardings=(self.shardings, replicated))
         self._evaluate = program(self._evaluate_batch, out_shardings=replicated)
 
+    def freeze(self, params: Params) -> None:
+        """With LoRA, what it adds to: a model's weights, cast and placed."""
+        cast = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
+        self.base = jax.device_put(cast, self.executor.shardings(self.model.axes, cast))
+
     def start_from(self, params: Params, new_control: bool = False) -> TrainState:
-        """A state at step 0 with these weights, placed.
+        """A state at step 0 with these weights, placed; with LoRA, one that adds nothing to them yet.
 
         Args:
           params: the weights, placed as the state's or on the host.
@@ -72,6 +89,8 @@ class Trainer:
         """
 
         def begin(params: Params) -> TrainState:
+            if self.lora is not None:
+                return self._fresh(self.lora.init(params, self.config.seed))
             return self._fresh(self.model.with_new_control(params) if new_control else params)
 
         return self.executor.program(begin, out_shardings=self.shardings)(params)
@@ -90,7 +109,8 @@ class Trainer:
         return self.executor.program(self._init, out_shardings=self.shardings, options=options)(self.config.seed)
 
     def _init(self, seed: Any) -> TrainState:
-        return self._fresh(self.model.init_params(seed))
+        params = self.model.init_params(seed)
+        return self._fresh(params if self.lora is None else self.lora.init(params, seed))
 
     def _fresh(self, params: Params) -> TrainState:
         average = jax.tree.map(jnp.copy, params) if self.config.ema else None
@@ -129,15 +149,16 @@ class Trainer:
 
     def step(self, state: TrainState, batch: Batch, scale: float = 1.0) -> tuple[TrainState, loss_lib.Metrics]:
         """One optimiser step, the learning rates times `scale`; `state` is consumed."""
-        return self._step(state, self.place(batch), np.float32(scale))
+        return self._step(state, self.place(batch), np.float32(scale), self.base)
 
     def lower(self, state: TrainState, batch: Batch, platforms: tuple[str, ...] | None = None) -> jax.stages.Lowered:
         """The training step lowered for these arrays or ShapeDtypeStructs; nothing runs. `platforms`: not this one."""
-        return self._step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32), platforms=platforms)
+        scale = jax.ShapeDtypeStruct((), jnp.float32)
+        return self._step.lower(state, batch, scale, self.base, platforms=platforms)
 
     def evaluate(self, params: Params, batch: Batch) -> loss_lib.Metrics:
         """The losses of a batch, nothing learnt; the same noise every time."""
-        return self._evaluate(params, self.place(batch))
+        return self._evaluate(params, self.place(batch), self.base)
 
     def _augmented(self, batch: Batch, key: jax.Array) -> Batch:
         inputs, outputs = batch
@@ -147,19 +168,31 @@ class Trainer:
         return dataclasses.replace(inputs, audio=audio), outputs
 
     def _loss(
-        self, params: Params, batch: Batch, keys: jax.Array, over: dict[str, jax.Array]
+        self,
+        params: Params,
+        batch: Batch,
+        keys: jax.Array,
+        over: dict[str, jax.Array],
+        base: Params | None,
     ) -> tuple[jax.Array, loss_lib.LossOutput]:
-        # Cast where they lie, so that what is gathered of them is half as large.
-        params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
-        placed = jax.tree.map_with_path(self._placed, params, self.model.axes)
+        if self.lora is None:
+            # Cast where they lie, so that what is gathered of them is half as large.
+            params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
+        else:
+            params = self.lora.merge(base, jax.tree.map(sharding.constrain, params, self._trained.axes))
+        placed = jax.tree.map_with_path(self._placed, params, self.model.axes, is_leaf=lambda x: isinstance(x, Adapted))
         return loss_lib.loss(self.model, placed, batch, self.config, self.num_tokens, keys, over)
 
-    def _placed(self, path: tuple[Any, ...], weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    def _placed(self, path: tuple[Any, ...], weight: Any, axes: Sequence[str | None]) -> Any:
         """A layer gathers its weights when its turn comes; all else is needed at both ends of a step."""
         of_layer = path[0].key == "transformer" and path[1].key in self._layers
+        if of_layer and self.lora is not None:
+            return weight
         return (sharding.constrain if of_layer else sharding.whole)(weight, axes)
 
-    def gradients(self, params: Params, batch: Batch, key: jax.Array) -> tuple[Params, loss_lib.LossOutput]:
+    def gradients(
+        self, params: Params, batch: Batch, key: jax.Array, base: Params | None = None
+    ) -> tuple[Params, loss_lib.LossOutput]:
         """The gradients of the loss of a batch: added up over its microbatches, one after another.
 
         Whatever their number, they are those of the whole batch, of the same random draws.
@@ -169,7 +202,7 @@ class Trainer:
         gradient = jax.grad(self._loss, has_aux=True)
         parts = self.config.microbatches
         if parts == 1:
-            return gradient(params, batch, keys, over)
+            return gradient(params, batch, keys, over, base)
 
         def cut(x: jax.Array) -> jax.Array:
             """[parts, B / parts, ...], as many rows of each device in each part."""
@@ -178,25 +211,29 @@ class Trainer:
             return sharding.constrain(x, (None, "batch", *(None,) * len(rest)))
 
         def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, gradient(params, *part, over)), None
+            return jax.tree.map(jnp.add, sums, gradient(params, *part, over, base)), None
 
         cuts = jax.tree.map(cut, (batch, keys))
-        one = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], cuts), over)
+        one = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], cuts), over, base)
         grown, out = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one)
-        grown = jax.tree.map(lambda x, axes: sharding.constrain(x, axes), grown, self.model.axes)
+        grown = jax.tree.map(lambda x, axes: sharding.constrain(x, axes), grown, self._trained.axes)
         return jax.lax.scan(add, (grown, out), cuts)[0]
 
     def _over(self, batch: Batch) -> dict[str, jax.Array]:
         return loss_lib.counts(self.model, batch, self.num_tokens)
 
-    def _train_step(self, state: TrainState, batch: Batch, scale: jax.Array) -> tuple[TrainState, loss_lib.Metrics]:
+    def _train_step(
+        self, state: TrainState, batch: Batch, scale: jax.Array, base: Params | None
+    ) -> tuple[TrainState, loss_lib.Metrics]:
         key = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
         # The same draws whether or not the sound is changed.
         batch = self._augmented(batch, jax.random.fold_in(key, 1))
-        gradients, out = self.gradients(state.params, batch, key)
+        gradients, out = self.gradients(state.params, batch, key, base)
         updates, optimizer = self.tx.update(gradients, state.optimizer, state.params)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
-        params = balance_experts(optax.apply_updates(state.params, updates), out.load, self.config.balance_rate)
+        params = optax.apply_updates(state.params, updates)
+        if self.lora is None:
+            params = balance_experts(params, out.load, self.config.balance_rate)
         metrics = out.metrics | loss_lib.expert_imbalance(out.load) | {"gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, self._averaged(state, params), optimizer), metrics
 
@@ -207,7 +244,7 @@ class Trainer:
         decay = jnp.minimum(self.config.ema or 0.0, (1.0 + state.step) / (10.0 + state.step))
         return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.average, params)
 
-    def _evaluate_batch(self, params: Params, batch: Batch) -> loss_lib.Metrics:
+    def _evaluate_batch(self, params: Params, batch: Batch, base: Params | None) -> loss_lib.Metrics:
         keys = jax.random.split(jax.random.key(0), len(batch[1].mel))
-        out = self._loss(params, batch, keys, self._over(batch))[1]
+        out = self._loss(params, batch, keys, self._over(batch), base)[1]
         return out.metrics | loss_lib.expert_imbalance(out.load)
