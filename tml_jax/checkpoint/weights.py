@@ -17,7 +17,7 @@ from flax import traverse_util
 from tml_jax.model.interaction import InteractionModel, Params
 
 Index = tuple[slice, ...]
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 
 class Weight(Protocol):
