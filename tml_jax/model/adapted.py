@@ -1,8 +1,8 @@
 """A weight with a low-rank addition, as it lies among a model's params while LoRA trains it (`model.lora`).
 
 Linear maps `contract` with it, which keeps the factors apart: neither the sum nor a gradient of its size is ever there.
-Experts, whose kernels take whole matrices, sum a layer's own where it is used, each device its own part, and again in
-the backward pass, as PEFT does.
+Experts, whose kernels take whole matrices, are summed for the layer at hand, and again in the backward pass, as PEFT
+does; the routed ones on each device its own, so that devices add up gradients of the factors alone.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """LoRA: a frozen model, and low-rank additions to its linear maps that are trained (Hu et al. 2021, arXiv:2106.09685).
 
 A weight W stands for ``W + alpha / rank * A B`` (`model.adapted`), each expert's for its own A and B. Gradients, the
-optimiser's state and the average are of A and B alone, and that is what devices add up of them.
+optimiser's state and the average are of A and B alone.
 
 What the published weights don't hold cannot be adapted and is trained whole: the heads, and in both vocabulary tables
 the rows of the control tokens. All else stays as it is, the experts' correction biases included.
