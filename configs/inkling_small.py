@@ -15,7 +15,7 @@ CONFIG = ExperimentConfig(
         state=StateConfig(sinks=256, global_window=32_768),
         numerics=NumericsConfig(key_block=256),
     ),
-    data=DataConfig(window_tokens=8192, window_turns=512, window_patches=4096, window_speech=1280, group=1),
-    # (data, fsdp, expert, tensor) of a v5p slice 2x4x4.
-    train=TrainConfig(dtype="bfloat16", batch_size=256, loss_turns=16, steps=100_000, mesh=(1, 4, 8, 1)),
+    data=DataConfig(window_tokens=4096, window_turns=256, window_patches=2048, window_speech=640, group=1),
+    # (data, fsdp, expert, tensor) of a v5p slice 8x8x8: a window on each device.
+    train=TrainConfig(dtype="bfloat16", batch_size=512, loss_turns=128, steps=100_000, mesh=(1, 8, 64, 1)),
 )

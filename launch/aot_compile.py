@@ -40,7 +40,7 @@ flags.register_validator(
 )
 BLOCK = flags.DEFINE_string("block", None, "Of a micro-turn: sound, sound+text, ...; none: the longest.")
 SWEEP = cli.out_folder("sweep", None, "Writes the table of a sweep, and its plot, into this folder.")
-MESH = cli.mesh("the slice's own axes")
+MESH = cli.mesh("of a training step the experiment's, where it covers the slice; else the slice's own axes")
 JSON = cli.json_out()
 HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
 

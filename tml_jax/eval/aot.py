@@ -80,12 +80,13 @@ class Report:
         return fields | program | bound | extra | {"total": self.total, "chip_hours": self.chip_hours}
 
 
-def make_mesh(topology: str, shape: Sequence[int]) -> Mesh:
+def make_mesh(topology: str, shape: Sequence[int], own: Sequence[int] = ()) -> Mesh:
     """A mesh (data, fsdp, expert, tensor) over a slice such as ``v5p:2x4x4``.
 
     Args:
       topology: the slice, as the TPU compiler names it.
-      shape: four sizes; empty: chosen so that experts are cut over the largest half of the physical axes.
+      shape: four sizes; empty: `own` where those cover the slice, else its physical axes.
+      own: the experiment's.
 
     Raises:
       ValueError: there is no such slice, or the sizes don't cover it.
@@ -98,7 +99,7 @@ def make_mesh(topology: str, shape: Sequence[int]) -> Mesh:
             f"The TPU compiler knows no slice {topology!r}, such as v5p:2x4x4 or v6e:4x4 ({reason})."
         ) from error
     devices = len(slice_.devices)
-    shape = tuple(shape) or _default_shape(topology, devices)
+    shape = tuple(shape) or (tuple(own) if math.prod(own) == devices else _default_shape(topology, devices))
     if len(shape) != len(sharding.MESH_AXES) or math.prod(shape) != devices:
         raise ValueError(
             f"Mesh {shape} must give four sizes {sharding.MESH_AXES} whose product is the {devices} devices."
@@ -168,7 +169,7 @@ def _compiled(
     block: str | None,
 ) -> tuple[Report, jax.stages.Compiled]:
     """As `compile_program`; raises MemoryError where HBM or VMEM are short, saying how much is asked for."""
-    mesh = make_mesh(topology, mesh_shape)
+    mesh = make_mesh(topology, mesh_shape, experiment.train.mesh if program == "train_step" else ())
     start = time.monotonic()
     try:
         if program == "micro_turn":
