@@ -2,7 +2,7 @@
 
     python -m launch.aot_compile --config=configs/inkling_small.py --topology=v5p:2x4x4 --program=micro_turn
 
-Several slices or numbers of sessions, with commas, make a table; --sweep=DIR also writes it, and a plot.
+    python -m launch.aot_compile --sweep=DIR --topologies=v5p:2x4x4,v6e:8x8 --counts=16,32,64
 
 Needs the TPU compiler: ``pip install -c constraints.txt 'tml_jax[tpu]'``.
 """
@@ -32,14 +32,20 @@ from tml_jax.eval import aot  # noqa: E402
 from tml_jax.train.config import load_experiment  # noqa: E402
 
 CONFIG = cli.config("configs/inkling_small.py")
-TOPOLOGY = flags.DEFINE_list("topology", ["v5p:2x4x4"], "Slices: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
+TOPOLOGY = flags.DEFINE_string("topology", "v5p:2x4x4", "The slice: v5p:2x4x4, v6e:4x4, tpu7x:2x2x4, ...")
 PROGRAM = flags.DEFINE_enum("program", "micro_turn", aot.PROGRAMS, "What is compiled.")
-SESSIONS = flags.DEFINE_list("sessions", ["32"], "Live conversations, or windows of a training step.")
-flags.register_validator(
-    "sessions", lambda counts: all(n.isdigit() and int(n) for n in counts), "sessions are whole numbers of 1 and more."
-)
+SESSIONS = flags.DEFINE_integer("sessions", 32, "Live conversations, or windows of a training step.", lower_bound=1)
 BLOCK = flags.DEFINE_string("block", None, "Of a micro-turn: sound, sound+text, ...; none: the longest.")
-SWEEP = cli.out_folder("sweep", None, "Writes the table of a sweep, and its plot, into this folder.")
+SWEEP = cli.out_folder("sweep", None, "Compiles for several slices and sizes: a table, and a plot, in this folder.")
+TOPOLOGIES = flags.DEFINE_list("topologies", None, "Of a sweep, instead of --topology.")
+COUNTS = flags.DEFINE_list("counts", None, "Numbers of sessions of a sweep, such as 16,32,64, instead of --sessions.")
+
+
+@flags.validator("counts")
+def _check_counts(counts: list[str] | None) -> bool:
+    return counts is None or all(count.isdigit() and int(count) for count in counts)
+
+
 MESH = cli.mesh("of a training step the experiment's, where it covers the slice; else the slice's own axes")
 JSON = cli.json_out()
 HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
@@ -53,7 +59,10 @@ def main(argv: list[str]) -> None:
         )
     experiment = load_experiment(CONFIG.value)
     reports, compiled = [], None
-    cases = [(topology, int(sessions)) for topology in TOPOLOGY.value for sessions in SESSIONS.value]
+    topologies, counts = [TOPOLOGY.value], [SESSIONS.value]
+    if SWEEP.value:
+        topologies, counts = TOPOLOGIES.value or topologies, [int(n) for n in COUNTS.value or counts]
+    cases = [(topology, sessions) for topology in topologies for sessions in counts]
     for topology, sessions in cases:
         try:
             report, compiled = aot.compile_program(
@@ -65,22 +74,21 @@ def main(argv: list[str]) -> None:
                 block=BLOCK.value,
             )
         except ValueError as error:
-            if len(cases) == 1:
+            if not SWEEP.value:
                 raise
             print(error, file=sys.stderr)
         else:
             reports.append(report)
             print(aot.render(report), flush=True)
-    if len(cases) > 1 or SWEEP.value:
-        print(aot.table(reports))
     if SWEEP.value:
+        print(aot.table(reports))
         folder = pathlib.Path(SWEEP.value)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text(aot.table(reports) + "\n")
         aot.plot(reports, folder / "plot.png")
     if JSON.value:
         written = [report.to_json() for report in reports]
-        pathlib.Path(JSON.value).write_text(json.dumps(written[0] if len(cases) == 1 else written, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(written if SWEEP.value else written[0], indent=1) + "\n")
     if HLO.value and compiled is not None:
         pathlib.Path(HLO.value).write_text(compiled.as_text())
 

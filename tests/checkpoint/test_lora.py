@@ -140,7 +140,7 @@ def test_a_saved_lora_reads_in_blocks_and_converts_to_a_saved_model(two_shared, 
             np.testing.assert_array_equal(whole, trained.get(path, base[path]))
         block = tuple(slice(size // 3, size) for size in x.shape)
         np.testing.assert_allclose(x[block], whole[block], rtol=0, atol=1e-6)
-    convert.to_dtype(tmp_path / "lora", tmp_path / "bf16", "bfloat16")
+    convert.to_saved_model(tmp_path / "lora", tmp_path / "bf16", dtype="bfloat16")
     found, half = store.load_params(tmp_path / "bf16")
     assert found == config and not (tmp_path / "bf16" / "lora.json").exists()
     for path in ("transformer.unit_0.attn.o", "transformer.unit_1.mlp.gate_up", "text.table", "heard.w"):
