@@ -78,6 +78,7 @@ def to_peft(source: Path, target: Path) -> None:
         raise ValueError(f"{target} is not empty; name a new directory.")
     target.mkdir(parents=True, exist_ok=True)
     lora.export_peft(target, config, pathlib.Path(source))
+    store.copy_tokenizer(pathlib.Path(source) / store.TOKENIZER_FILE, target)
 
 
 def to_published(
