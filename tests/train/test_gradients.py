@@ -55,6 +55,7 @@ def check(one, found, mesh, cut):
     assert not {name for name, x in off.items() if np.abs(x).max() > 1e-4 * np.abs(want[name]).max()}
 
 
+@pytest.mark.slow
 def test_fsdp_expert_tensor_2x2x2_is_one_device(one):
     check(one, one, "1,2,2,2", cut=68)
 
