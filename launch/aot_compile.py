@@ -13,7 +13,7 @@ import os
 import pathlib
 import sys
 
-from absl import flags
+from absl import app, flags
 
 # Read when jax and libtpu are loaded: no accelerator is looked for, no metadata server asked, no log written.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -43,7 +43,9 @@ COUNTS = flags.DEFINE_list("counts", None, "Numbers of sessions of a sweep, such
 
 @flags.validator("counts")
 def _check_counts(counts: list[str] | None) -> bool:
-    return counts is None or all(count.isdigit() and int(count) for count in counts)
+    if counts is not None and not all(count.isdigit() and int(count) for count in counts):
+        raise flags.ValidationError(f"numbers of 1 and more are needed, such as 16,32, not {','.join(counts)}.")
+    return True
 
 
 MESH = cli.mesh("of a training step the experiment's, where it covers the slice; else the slice's own axes")
@@ -60,6 +62,8 @@ def main(argv: list[str]) -> None:
     experiment = load_experiment(CONFIG.value)
     reports, compiled = [], None
     topologies, counts = [TOPOLOGY.value], [SESSIONS.value]
+    if (TOPOLOGIES.value or COUNTS.value) and not SWEEP.value:
+        raise app.UsageError("--topologies and --counts are of a sweep: name its folder with --sweep.")
     if SWEEP.value:
         topologies, counts = TOPOLOGIES.value or topologies, [int(n) for n in COUNTS.value or counts]
     cases = [(topology, sessions) for topology in topologies for sessions in counts]

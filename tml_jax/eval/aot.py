@@ -100,16 +100,7 @@ def make_mesh(topology: str, shape: Sequence[int], own: Sequence[int] = ()) -> M
         ) from error
     devices = len(slice_.devices)
     shape = tuple(shape) or (tuple(own) if math.prod(own) == devices else _default_shape(topology, devices))
-    if len(shape) != len(sharding.MESH_AXES) or math.prod(shape) != devices:
-        raise ValueError(
-            f"Mesh {shape} must give four sizes {sharding.MESH_AXES} whose product is the {devices} devices."
-        )
-    try:
-        return topologies.make_mesh(slice_, shape, sharding.MESH_AXES)
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"Mesh {shape} doesn't lie on {topology}: each size must be a product of physical axes."
-        ) from error
+    return sharding.make_mesh(shape, slice_.devices)
 
 
 def _default_shape(topology: str, devices: int) -> tuple[int, ...]:

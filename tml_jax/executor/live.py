@@ -1,7 +1,8 @@
 """The programs of live conversations: a model's micro-turn for a fixed number of sessions, on an executor's mesh.
 
 A micro-turn is compiled for a ladder of blocks, and pays for what arrived: most have sound alone, and are a twentieth
-of the longest. Which rung runs is chosen by what is there in any session. What a session gets doesn't depend on it.
+of the longest. Which rung runs is chosen by what is there in any session. With `NumericsConfig` a session's bits don't
+depend on it; without, its sums are taken in another order, as a compiler likes them for so many rows.
 """
 
 import dataclasses
