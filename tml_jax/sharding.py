@@ -72,9 +72,29 @@ def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[s
     return axes if math.prod(mesh.shape[a] for a in axes) > 1 else ()
 
 
+def by_rule(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], ...]:
+    """The `mesh_axes` of each dimension of an array with these logical axes."""
+    return tuple(mesh_axes(axis, size, mesh) for axis, size in zip(axes, shape, strict=True))
+
+
+def cuts(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that each dimension of an array with these logical axes is cut over.
+
+    A weight that `fsdp` cuts is gathered before it is used. If it isn't an expert's, it is cut over `expert` as well:
+    no device holds, updates or sends gradients of what another one does.
+    """
+    found, experts = by_rule(axes, shape, mesh), mesh.shape["expert"]
+    if experts == 1 or any("expert" in cut for cut in found):
+        return found
+    return tuple(
+        ("fsdp", "expert") if cut == ("fsdp",) and size % (mesh.shape["fsdp"] * experts) == 0 else cut
+        for cut, size in zip(found, shape, strict=True)
+    )
+
+
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array whose dimensions have these logical axes."""
-    return PartitionSpec(*(mesh_axes(axis, size, mesh) or None for axis, size in zip(axes, shape, strict=True)))
+    return PartitionSpec(*(cut or None for cut in cuts(axes, shape, mesh)))
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
@@ -113,16 +133,29 @@ def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Pins an activation's sharding where a mesh is in use; otherwise does nothing."""
+    return _pin(x, axes, cuts)
+
+
+def _pin(x: jax.Array, axes: Sequence[str | None], how: Callable[..., tuple[tuple[str, ...], ...]]) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, x.shape, mesh)))
+    spec = PartitionSpec(*(cut or None for cut in how(axes, x.shape, mesh)))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def whole(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """A weight gathered over `fsdp`, for the arithmetic; its gradient is added up and cut at once (reduce-scatter)."""
-    return constrain(x, [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
+    """A weight gathered for the arithmetic; its gradient is added up and cut at once (reduce-scatter).
+
+    Both go by `fsdp` alone in between: parts that small that all axes make are no whole tiles of a TPU, which then sums
+    up all of a gradient everywhere.
+    """
+    return constrain(_pin(x, axes, by_rule), [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
 
 
-whole.defvjp(lambda x, axes: (whole(x, axes), None), lambda axes, _, gradient: (constrain(gradient, axes),))
+def _cut_gradient(axes: Sequence[str | None], _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (constrain(_pin(gradient, axes, by_rule), axes),)
+
+
+whole.defvjp(lambda x, axes: (whole(x, axes), None), _cut_gradient)

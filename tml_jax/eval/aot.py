@@ -36,6 +36,7 @@ class Report:
 
     Attributes:
       arguments, outputs, temporaries, aliased: bytes; `aliased` is what outputs share with arguments.
+      peak: bytes that are in use at once, of all of these; temporaries may lie where an argument is used no more.
       sessions: live conversations, or windows of a training step. block: of a micro-turn, what it has room for.
       turns: micro-turns that a call takes all of them further.
       bound: the least time of a call (`eval.roofline`).
@@ -50,17 +51,13 @@ class Report:
     outputs: int
     temporaries: int
     aliased: int
+    peak: int
     sessions: int
     block: str
     turns: float
     bound: roofline.Bound
     compile_s: float
     hlo: hlo.Program
-
-    @property
-    def total(self) -> int:
-        """Bytes a device needs while the program runs."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries
 
     @property
     def chip_hours(self) -> float:
@@ -77,7 +74,7 @@ class Report:
             "mfu_overlapped": self.bound.mfu(self.bound.overlapped),
             "mfu_apart": self.bound.mfu(self.bound.apart),
         }
-        return fields | program | bound | extra | {"total": self.total, "chip_hours": self.chip_hours}
+        return fields | program | bound | extra | {"chip_hours": self.chip_hours}
 
 
 def make_mesh(topology: str, shape: Sequence[int], own: Sequence[int] = ()) -> Mesh:
@@ -144,7 +141,7 @@ def compile_program(
         except (MemoryError, ValueError):
             fewer //= 2
         else:
-            fits = f"{fewer} do, in {report.total / 2**30:.1f} GiB a device"
+            fits = f"{fewer} do, in {report.peak / 2**30:.1f} GiB a device"
             break
     else:
         fits = "nor does one: take a larger slice, or cut the weights over more of it"
@@ -198,6 +195,7 @@ def _compiled(
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
         sessions=sessions,
         block="" if rung is None else rung.name,
         turns=turns,
@@ -233,7 +231,7 @@ def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.s
 
 def render(report: Report) -> str:
     """The report as text for a terminal."""
-    gib = {name: getattr(report, name) / 2**30 for name in ("arguments", "outputs", "aliased", "temporaries", "total")}
+    gib = {name: getattr(report, name) / 2**30 for name in ("arguments", "outputs", "aliased", "temporaries", "peak")}
     mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     bound = report.bound
     times = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in _times(bound))
@@ -268,7 +266,7 @@ def table(reports: Sequence[Report]) -> str:
     for r in reports:
         times = [f"{1e3 * s:.3g}" for _, s in _times(r.bound)]
         mfu = f"{r.bound.mfu(r.bound.apart):.0%}-{r.bound.mfu(r.bound.overlapped):.0%}"
-        cells = [r.topology, str(r.sessions), r.block, f"{r.total / 2**30:.1f}", *times, r.bound.binds, mfu]
+        cells = [r.topology, str(r.sessions), r.block, f"{r.peak / 2**30:.1f}", *times, r.bound.binds, mfu]
         rows.append([*cells, f"{r.chip_hours:.3f}"])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -287,7 +285,7 @@ def plot(reports: Sequence[Report], path: pathlib.Path) -> None:
         (line,) = times.plot(sessions, [1e3 * r.bound.apart for r in mine], marker="o", label=topology)
         least = [1e3 * r.bound.overlapped for r in mine]
         times.fill_between(sessions, least, [1e3 * r.bound.apart for r in mine], color=line.get_color(), alpha=0.15)
-        memory.plot(sessions, [r.total / 2**30 for r in mine], marker="o", color=line.get_color(), label=topology)
+        memory.plot(sessions, [r.peak / 2**30 for r in mine], marker="o", color=line.get_color(), label=topology)
     times.set(xlabel="sessions", ylabel="ms a call", title="bounds: all overlaps to nothing does", ylim=0)
     memory.set(xlabel="sessions", ylabel="GiB a device", title="memory", ylim=0)
     times.legend()

@@ -62,14 +62,14 @@ class _Weight:
 
     @classmethod
     def of(cls, shape: Sequence[int], roles: Roles, axes: Sequence[str | None], mesh: Any) -> "_Weight":
-        by_axis = [sharding.mesh_axes(axis, n, mesh) if mesh else () for axis, n in zip(axes, shape, strict=True)]
+        by_axis = sharding.cuts(axes, shape, mesh) if mesh else ((),) * len(shape)
         sides = []
         for side in roles:
             cut = tuple(name for i in side for name in by_axis[i])
             sides.append((math.prod(shape[i] for i in side), cut, tuple(side)))
         (m, row_cut, rows), (n, column_cut, columns) = sorted(sides)
         stack = tuple(i for i in range(len(shape)) if i not in rows + columns)
-        return cls(stack, rows, columns, (m, n), (row_cut, column_cut), tuple(by_axis))
+        return cls(stack, rows, columns, (m, n), (row_cut, column_cut), by_axis)
 
     @property
     def kind(self) -> Any:
