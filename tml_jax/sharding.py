@@ -148,10 +148,10 @@ def _pin(x: jax.Array, axes: Sequence[str | None], how: Callable[..., tuple[tupl
 def whole(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """A weight gathered for the arithmetic; its gradient is added up and cut at once (reduce-scatter).
 
-    Both go by `fsdp` alone in between: parts that small that all axes make are no whole tiles of a TPU, which then sums
-    up all of a gradient everywhere.
+    It is cut by `fsdp` first: parts as small as both axes make are no whole tiles of a TPU, which would rather add up
+    all of the gradient everywhere.
     """
-    return constrain(_pin(x, axes, by_rule), [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
+    return constrain(x, [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
 
 
 def _cut_gradient(axes: Sequence[str | None], _: None, gradient: jax.Array) -> tuple[jax.Array]:
