@@ -283,8 +283,8 @@ def grouped_planes(
     experts, planes = rhs.shape[-4:-2]
     first = jnp.zeros((1,), jnp.int32) if layer is None else (layer * experts).astype(jnp.int32).reshape(1)
     of_columns = []
-    if isinstance(rhs, Int8Weight):
-        of_columns, rhs = [pad(rhs.scale.reshape(-1, planes, 1, rhs.shape[-1]), (3, 128))], rhs.values
+    if isinstance(rhs, Int8Weight):  # of the scales this layer's: XLA would fetch those of all layers to have them near
+        of_columns, rhs = [pad(rhs.scale if layer is None else rhs.scale[layer], (3, 128))], rhs.values
     rhs = rhs.reshape(-1, *rhs.shape[-3:])
     n = rhs.shape[2] if transpose else rhs.shape[3]
     lhs = pad(lhs, (1, ALIGN), (2, 128))
@@ -298,14 +298,17 @@ def grouped_planes(
     meta = schedule(group_sizes, rows, tiles.rows, tiles.core_columns, rest=True)
     block = (1, planes, tiles.columns, lhs.shape[2]) if transpose else (1, planes, lhs.shape[2], tiles.columns)
 
-    def weights(core: Any, step: Any, group: Any, column: Any, *rest: Any) -> tuple[Any, ...]:
+    def columns(core: Any, step: Any, group: Any, column: Any, *_: Any) -> tuple[Any, ...]:
         # Past the last group the weights that are there stay.
-        real = rest[-1][0] + jnp.minimum(group[step], experts - 1)
-        at = core * tiles.core_columns + column[step]
+        return jnp.minimum(group[step], experts - 1), 0, 0, core * tiles.core_columns + column[step]
+
+    def weights(*args: Any) -> tuple[Any, ...]:
+        own, _, _, at = columns(*args)
+        real = args[-1][0] + own
         return (real, 0, at, 0) if transpose else (real, 0, 0, at)
 
     in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
-    column_block = pl.BlockSpec((1, planes, 1, tiles.columns), weights)
+    column_block = pl.BlockSpec((1, planes, 1, tiles.columns), columns)
     scale_operand = []
     if scaled:  # the factors of ALIGN rows side by side: below each other, each would take 512 bytes
         scale = pad(row_scale.astype(jnp.float32)[None], (1, ALIGN)).reshape(-1, 1, ALIGN)

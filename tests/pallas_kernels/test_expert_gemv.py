@@ -72,9 +72,10 @@ def test_every_pattern_of_used_experts(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_layer_of_many_is_that_layer(implementation):
-    x, ids, weights, gate_up, down = draw(SHAPES["few"], 1)
-    stacked = [jnp.stack([a + 1, a, a * jnp.nan]) for a in (gate_up, down)]
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_a_layer_of_many_is_that_layer(implementation, int8):
+    x, ids, weights, gate_up, down = draw(SHAPES["few"], 1, int8=int8)
+    stacked = jax.tree.map(lambda a: jnp.stack([a + 1, a, (a * jnp.nan).astype(a.dtype)]), [gate_up, down])
     y = compiled(implementation)(x, ids, weights, *stacked, jnp.int32(1))
     np.testing.assert_array_equal(y, compiled(implementation)(x, ids, weights, gate_up, down))
 
@@ -122,6 +123,15 @@ def test_gradients_match_the_reference(implementation):
 
     for a, b in zip(gradients(implementation), gradients("reference"), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.max(jnp.abs(b)))))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_all_tokens_choose_the_same_expert(implementation):
+    """Also twice, which counts twice."""
+    x, _, weights, *experts = draw((40, 24, 20, 8, 2), 8)
+    for pair in ([5, 8], [5, 5], [5, 0]):
+        args = x, jnp.broadcast_to(jnp.asarray(pair, jnp.int32), weights.shape), weights, *experts
+        np.testing.assert_allclose(compiled(implementation)(*args), compiled("reference")(*args), atol=2e-5)
 
 
 def test_no_races_and_no_stray_reads():
