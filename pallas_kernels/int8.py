@@ -41,8 +41,8 @@ class Int8Weight:
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """The axes that share a scale."""
-        return tuple(axis for axis, size in enumerate(self.scale.shape) if size == 1)
+        """The axes that share a scale, and are there to share it."""
+        return tuple(axis for axis, size in enumerate(self.scale.shape) if size < self.shape[axis])
 
     def __getitem__(self, index: Any) -> "Int8Weight":
         """A part of it, still int8.

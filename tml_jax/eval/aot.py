@@ -38,6 +38,7 @@ class Report:
     Attributes:
       arguments, outputs, temporaries, aliased: bytes; `aliased` is what outputs share with arguments.
       sessions: live conversations, or windows of a training step. block: of a micro-turn, what it has room for.
+      int8: whether its weights are.
       turns: micro-turns that a call takes all of them further.
       bound: the least time of a call (`eval.roofline`).
     """
@@ -53,6 +54,7 @@ class Report:
     aliased: int
     sessions: int
     block: str
+    int8: bool
     turns: float
     bound: roofline.Bound
     compile_s: float
@@ -207,6 +209,7 @@ def _compiled(
         aliased=memory.alias_size_in_bytes,
         sessions=sessions,
         block="" if rung is None else rung.name,
+        int8=int8,
         turns=turns,
         bound=roofline.bound(work, traffic, found.collectives, mesh.shape, roofline.chip_of(topology)),
         compile_s=seconds,
@@ -246,7 +249,8 @@ def render(report: Report) -> str:
     bound = report.bound
     times = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in _times(bound))
     lines = [
-        f"{report.program} for {report.topology} ({report.device}; {mesh}), {report.parameters / 1e9:.2f} B parameters",
+        f"{report.program} for {report.topology} ({report.device}; {mesh}), {report.parameters / 1e9:.2f} B parameters"
+        + (" in int8" if report.int8 else ""),
         ", ".join(filter(None, (f"{report.sessions} sessions", report.block, f"compiled in {report.compile_s:.1f} s"))),
         "memory of a device, GiB: " + ", ".join(f"{name} {value:.2f}" for name, value in gib.items()),
         f"bounds of a call, ms: {times}; {bound.binds} binds",

@@ -34,11 +34,8 @@ def scale_shape(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...
 
 def as_int8(model: InteractionModel) -> InteractionModel:
     """The same model with int8 weights, as its `abstract` and `axes` say: to be run, and not trained."""
-    shared, abstract, axes = (
-        shared_axes(model),
-        *(traverse_util.flatten_dict(tree, sep=".") for tree in (model.abstract, model.axes)),
-    )
-    for path, along in shared.items():
+    abstract, axes = (traverse_util.flatten_dict(tree, sep=".") for tree in (model.abstract, model.axes))
+    for path, along in shared_axes(model).items():
         x, dtype = abstract[path], np.dtype(model.dtype)
         scale = jax.ShapeDtypeStruct(scale_shape(x.shape, along), jnp.float32)
         abstract[path] = Int8Weight(jax.ShapeDtypeStruct(x.shape, jnp.int8), scale, dtype)
