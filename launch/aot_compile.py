@@ -48,6 +48,7 @@ def _check_counts(counts: list[str] | None) -> bool:
     return True
 
 
+WEIGHTS = cli.weights()
 MESH = cli.mesh("of a training step the experiment's, where it covers the slice; else the slice's own axes")
 JSON = cli.json_out()
 HLO = cli.out_file("hlo", None, "Also write the compiled program's HLO text here.")
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> None:
                 sessions=sessions,
                 mesh_shape=cli.mesh_shape(MESH),
                 block=BLOCK.value,
+                int8=WEIGHTS.value == "int8",
             )
         except ValueError as error:
             if not SWEEP.value:

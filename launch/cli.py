@@ -151,6 +151,12 @@ def dtype() -> flags.FlagHolder:
     return flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the model's weights and state.")
 
 
+def weights() -> flags.FlagHolder:
+    """Defines ``--weights``."""
+    text = "int8: linear maps, experts and tables stay so in memory, whatever they are stored in; none: as --dtype."
+    return flags.DEFINE_enum("weights", None, ["int8"], text)
+
+
 def json_out() -> flags.FlagHolder:
     """Defines ``--json``."""
     return out_file("json", None, "Also write the figures here, as JSON.")

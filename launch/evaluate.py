@@ -31,6 +31,7 @@ SUITE = flags.DEFINE_enum("suite", "smoke", ["smoke", "overheard"], "What to mea
 CHECKPOINT = cli.checkpoint()
 MESH = cli.mesh("the first device alone")
 DTYPE = cli.dtype()
+WEIGHTS = cli.weights()
 BANK = cli.bank()
 SPLIT = flags.DEFINE_enum(
     "split", "heldout", ["heldout", "train"], "Whose voices: held-out ones, or those of training."
@@ -80,7 +81,9 @@ def _verdict(name: str, value: float) -> str:
 
 def _measure() -> dict[str, float]:
     executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
-    model_config, params, tokenizer = load_model(CHECKPOINT.value, dtype=dtype, mesh=executor.mesh)
+    model_config, params, tokenizer = load_model(
+        CHECKPOINT.value, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8"
+    )
     rollout = Rollout(InteractionModel(model_config, dtype), params, tokenizer, SLOTS, executor)
     if SUITE.value == "overheard":
         return _overheard(rollout)

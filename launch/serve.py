@@ -12,6 +12,7 @@ from tml_jax.serve import bundle, server, sessions
 _CHECKPOINT = cli.checkpoint()
 _MESH = cli.mesh("the first device alone")
 _DTYPE = cli.dtype()
+_WEIGHTS = cli.weights()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer(
     "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> None:
         session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
     executor = Executor.of_shape(cli.mesh_shape(_MESH))
-    model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value)
+    model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value, _WEIGHTS.value == "int8")
 
     def ready(port: int) -> None:
         print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import platform
+from pallas_kernels import int8, platform
 from pallas_kernels.expert_gemv import cpu, gpu, reference, tpu
 from pallas_kernels.grouped_matmul import api as grouped
+from pallas_kernels.int8 import Int8Weight
 
 _MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "gpu": gpu, "cpu": cpu, "reference": reference}
 
@@ -25,10 +26,8 @@ def expert_gemv(
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
     weights: Float[Array, "t k"],
-    gate_up: Float[Array, "*l e 2 d f"],
-    down: Float[Array, "*l e f d"],
-    gate_up_scale: Float[Array, "*l e 2 f"] | None = None,
-    down_scale: Float[Array, "*l e d"] | None = None,
+    gate_up: "Float[Array, '*l e 2 d f'] | Int8Weight",
+    down: "Float[Array, '*l e f d'] | Int8Weight",
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "t d"]:
     """``sum_k weights * down_e(silu(gate_e x) * up_e x)``, reading each chosen expert's weights once.
@@ -37,10 +36,9 @@ def expert_gemv(
       x: [T, D] tokens, bfloat16 or float32; T is at most `tpu.MAX_TOKENS` on a TPU.
       expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing.
       weights: [T, k].
-      gate_up: [E, 2, D, F], gate before up; down: [E, F, D]. Both of x's dtype, or both int8.
-      gate_up_scale: float32 [E, 2, F], down_scale: float32 [E, D]: what a column of int8 weights is multiplied by.
-      layer: int32 scalar. With it gate_up, down and the scales are those of all layers, [L, ...]. In a scan over layers
-        pass it rather than a slice: XLA would copy all experts of a layer to make the slice.
+      gate_up: [E, 2, D, F], gate before up; down: [E, F, D]. Both of x's dtype, or both int8 with a scale a column.
+      layer: int32 scalar. With it gate_up and down are those of all layers, [L, ...]. In a scan over layers pass it
+        rather than a slice: XLA would copy all experts of a layer to make the slice.
 
     Returns:
       [T, D]. A token's bits do not depend on the other tokens; on a GPU, on their number alone. Its gradient, of
@@ -50,8 +48,8 @@ def expert_gemv(
     Raises:
       ValueError: shapes or dtypes do not fit, too many tokens, or a gradient of int8 weights.
     """
-    stacked = layer is not None
-    _check(x, expert_ids, weights, gate_up, down, gate_up_scale, down_scale, stacked)
+    (gate_up, gate_up_scale), (down, down_scale) = int8.split(gate_up), int8.split(down)
+    _check(x, expert_ids, weights, gate_up, down, gate_up_scale, down_scale, layer is not None)
     if expert_ids.size == 0 or gate_up.shape[-4] == 0:
         return jnp.zeros_like(x)
     return _expert_gemv(x, expert_ids, weights, gate_up, down, gate_up_scale, down_scale, layer)

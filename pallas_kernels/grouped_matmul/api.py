@@ -1,11 +1,13 @@
 """Grouped matmul: rows sorted by group, each times its group's matrix; and the experts' SwiGLU built on it."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
 from pallas_kernels.grouped_matmul import cpu, gpu, reference, tpu
+from pallas_kernels.int8 import Int8Weight
 
 _MODULES = {"tpu": tpu, "interpret": tpu, "checked": tpu, "gpu": gpu, "cpu": cpu, "reference": reference}
 
@@ -65,8 +67,8 @@ def expert_mlp(
     x: Float[Array, "t d"],
     expert_ids: Int[Array, "t k"],
     weights: Float[Array, "t k"],
-    gate_up: Float[Array, "*l e 2 d f"],
-    down: Float[Array, "*l e f d"],
+    gate_up: "Float[Array, '*l e 2 d f'] | Int8Weight",
+    down: "Float[Array, '*l e f d'] | Int8Weight",
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "t d"]:
     """The routed experts: ``sum_k weights * down_e(silu(gate_e(x)) * up_e(x))``.
@@ -75,7 +77,7 @@ def expert_mlp(
       x: [T, D] tokens.
       expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing.
       weights: [T, k].
-      gate_up: [E, 2, D, F], gate before up; down: [E, F, D].
+      gate_up: [E, 2, D, F], gate before up; down: [E, F, D]. Int8 ones, with a scale a column, have no gradient.
       layer: int32 scalar. With it gate_up and down are those of all layers, [L, ...], of which a TPU copies none.
 
     Returns:
@@ -96,7 +98,7 @@ def expert_mlp(
     if module is tpu:
         return tpu.expert_mlp(x, expert_ids, weights, gate_up, down, layer)
     if layer is not None:
-        gate_up, down = (lax.dynamic_index_in_dim(w, layer, keepdims=False) for w in (gate_up, down))
+        gate_up, down = jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, layer, keepdims=False), (gate_up, down))
     return module.expert_mlp(x, expert_ids, weights, gate_up, down)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import int8
 from pallas_kernels.grouped_matmul import routing
 
 
@@ -33,11 +34,12 @@ def _grouped_matmul(
     ends = jnp.cumsum(group_sizes)
 
     def expert(e: Array, out: Array) -> Array:
-        w = lax.dynamic_index_in_dim(rhs, e, keepdims=False)
+        w, scale = int8.split(jax.tree.map(lambda w: lax.dynamic_index_in_dim(w, e, keepdims=False), rhs))
+        w = w.astype(lhs.dtype)
 
         def tile(at: Array, rows: int, mine: Array | None, out: Array) -> Array:
             y = lax.dynamic_slice_in_dim(lhs, at, rows) @ w
-            return _write(out, y, at, mine)
+            return _write(out, y if scale is None else (y * scale).astype(y.dtype), at, mine)
 
         return _tiles(m, ends[e] - group_sizes[e], ends[e], tile, out)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul import reference, routing
+from pallas_kernels.int8 import einsum
 
 # Experts for each of a token's k, up to which all are computed: at most 4 k rows a token, where tiles have up to 2 k.
 EVERY_EXPERT = 4
@@ -59,7 +60,8 @@ def _grouped_matmul(
 ) -> Float[Array, "m n"]:
     group, source, place = _tiles(lhs.shape[0], group_sizes)
     # An empty tile, all zeros, takes the last group's matrix.
-    return _pick(jnp.einsum("tsk,tkn->tsn", _lay(lhs, source), jnp.take(rhs, group, axis=0, mode="clip")), place)
+    each = jax.tree.map(lambda w: jnp.take(w, group, axis=0, mode="clip"), rhs)
+    return _pick(einsum("tsk,tkn->tsn", _lay(lhs, source), each), place)
 
 
 def _grouped_matmul_fwd(lhs: Array, rhs: Array, group_sizes: Array) -> tuple[Array, tuple[Array, Array, Array]]:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.grouped_matmul import routing
+from pallas_kernels.int8 import einsum
 
 
 def grouped_matmul(
@@ -36,8 +37,8 @@ def expert_mlp(
     down: Float[Array, "e f d"],
 ) -> Float[Array, "t d"]:
     """See `api.expert_mlp`."""
-    hidden = routing.swiglu(jnp.einsum("td,epdf->ptef", x, gate_up))
-    every = jnp.einsum("tef,efd->ted", hidden, down)
+    hidden = routing.swiglu(einsum("td,epdf->ptef", x, gate_up))
+    every = einsum("tef,efd->ted", hidden, down)
     chosen = expert_ids[:, :, None] == jnp.arange(gate_up.shape[0])
     weight = jnp.sum(jnp.where(chosen, weights[:, :, None], 0), axis=1)
     return jnp.sum(jnp.where(weight[:, :, None] != 0, weight[:, :, None] * every, 0), axis=1)

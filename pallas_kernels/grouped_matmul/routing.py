@@ -78,8 +78,8 @@ def swiglu_of_one_product(
     group_sizes: Int[Array, " e"],
 ) -> Float[Array, "m f"]:
     """`api.grouped_swiglu` as one grouped product with gate and up side by side."""
-    experts, _, d, f = gate_up.shape
-    beside = jnp.swapaxes(gate_up, 1, 2).reshape(experts, d, 2 * f)
+    experts, f = gate_up.shape[0], gate_up.shape[3]
+    beside = jax.tree.map(lambda w: jnp.swapaxes(w, 1, 2).reshape(experts, -1, 2 * f), gate_up)
     y = grouped_matmul(lhs, beside, group_sizes)
     return jax.nn.silu(y[:, :f]) * y[:, f:]
 

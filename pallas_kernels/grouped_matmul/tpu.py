@@ -21,7 +21,8 @@ def grouped_matmul(
     layer: Int[Array, ""] | None = None,
 ) -> Float[Array, "m n"]:
     """See `api.grouped_matmul`; with a `layer` rhs is that of all layers."""
-    return grouped_planes(lhs[None], jnp.expand_dims(rhs, -3), group_sizes, row_scale, layer)[0]
+    planes = jax.tree.map(lambda w: jnp.expand_dims(w, -3), rhs)
+    return grouped_planes(lhs[None], planes, group_sizes, row_scale, layer)[0]
 
 
 def _matmul_fwd(lhs: Array, rhs: Array, group_sizes: Array, row_scale: Any, layer: Any) -> tuple[Array, tuple]:

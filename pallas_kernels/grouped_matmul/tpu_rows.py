@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
 from pallas_kernels.grouped_matmul.tiles import ALIGN, STRIP_WORK, Tiles, choose_tiles, pad, precision, schedule
+from pallas_kernels.int8 import Int8Weight
 
 # Rows that the matrix unit runs over at once: of a full tile, and of a tile that is not.
 TILE_ROWS = 768
@@ -110,9 +111,11 @@ def _forward_kernel(
     combine: Combine,
     transpose: bool,
     scaled: bool,
+    int8: bool,
 ) -> None:
     """One row tile times one column tile of its group's weights, double-buffered on both sides."""
     scale_hbm, refs = (refs[0], refs[1:]) if scaled else (None, refs)
+    of_columns, refs = (refs[0], refs[1:]) if int8 else (None, refs)
     rhs, out_hbm, lhs, out, carry, lhs_slot, sems, *scales = refs
     meta = (group_ref, column_ref, base_ref, end_ref)
     core, step, steps = pl.program_id(0), pl.program_id(1), steps_ref[0]
@@ -163,7 +166,7 @@ def _forward_kernel(
     def multiply(first: Any, rows: int) -> None:
         at = pl.ds(first, rows)
         scale = scales[1].at[at] if scaled else None
-        _multiply(lhs.at[here, :, at], rhs, out.at[slot, :, at], scale, combine, transpose, tiles)
+        _multiply(lhs.at[here, :, at], rhs, of_columns, out.at[slot, :, at], scale, combine, transpose, tiles)
 
     size = now.high - now.base
     full = size > tiles.rows - PIECES[0]
@@ -221,13 +224,14 @@ def _meet(now: Step, out: Any, carry: Any) -> None:
 def _multiply(
     lhs: Any,
     rhs: Any,
+    of_columns: Any,
     out: Any,
     scale: Any,
     combine: Combine,
     transpose: bool,
     tiles: Tiles,
 ) -> None:
-    """Rows [Q, rows, C] times their group's weights, a strip of columns at a time."""
+    """Rows [Q, rows, C] times their group's weights, a strip of columns at a time; int8 ones are scaled as results."""
     mxu = precision(lhs.dtype)
     contract = (((1,), (1 if transpose else 0,)), ((), ()))
 
@@ -239,7 +243,8 @@ def _multiply(
         def product(plane: int) -> Array:
             w = rhs[0, plane, at, :] if transpose else rhs[0, plane, :, at]
             x = lhs[plane if combine == "sum" else 0]
-            return lax.dot_general(x, w, contract, preferred_element_type=jnp.float32, precision=mxu)
+            y = lax.dot_general(x, w.astype(x.dtype), contract, preferred_element_type=jnp.float32, precision=mxu)
+            return y if of_columns is None else y * of_columns[0, plane, :, at]
 
         results = [product(plane) for plane in range(rhs.shape[1])]
         if combine == "swiglu":
@@ -254,7 +259,7 @@ def _multiply(
 
 def grouped_planes(
     lhs: Float[Array, "q m c"],
-    rhs: Float[Array, "*l e p c n"],
+    rhs: "Float[Array, '*l e p c n'] | Int8Weight",
     group_sizes: Int[Array, " e"],
     row_scale: Float[Array, " m"] | None = None,
     layer: Int[Array, ""] | None = None,
@@ -266,7 +271,8 @@ def grouped_planes(
 
     Args:
       lhs: [Q, M, C]; Q is 1, or P for "sum".
-      rhs: [E, P, C, N], or [E, P, N, C] with `transpose`; of all layers, [L, ...], with a `layer`.
+      rhs: [E, P, C, N], or [E, P, N, C] with `transpose`; of all layers, [L, ...], with a `layer`. Of lhs's dtype, or
+        int8 with a scale a column, without `transpose`.
       group_sizes: int32 [E]; rows past their sum give zero.
       row_scale: [M] float32, a factor of each row of the result.
       layer: int32, which layer of rhs. In a scan over layers a slice of rhs would be a copy of every expert.
@@ -276,6 +282,9 @@ def grouped_planes(
     q, m, c = lhs.shape
     experts, planes = rhs.shape[-4:-2]
     first = jnp.zeros((1,), jnp.int32) if layer is None else (layer * experts).astype(jnp.int32).reshape(1)
+    of_columns = []
+    if isinstance(rhs, Int8Weight):  # of the scales this layer's: XLA would fetch those of all layers to have them near
+        of_columns, rhs = [pad(rhs.scale if layer is None else rhs.scale[layer], (3, 128))], rhs.values
     rhs = rhs.reshape(-1, *rhs.shape[-3:])
     n = rhs.shape[2] if transpose else rhs.shape[3]
     lhs = pad(lhs, (1, ALIGN), (2, 128))
@@ -289,13 +298,17 @@ def grouped_planes(
     meta = schedule(group_sizes, rows, tiles.rows, tiles.core_columns, rest=True)
     block = (1, planes, tiles.columns, lhs.shape[2]) if transpose else (1, planes, lhs.shape[2], tiles.columns)
 
-    def weights(core: Any, step: Any, group: Any, column: Any, *rest: Any) -> tuple[Any, ...]:
+    def columns(core: Any, step: Any, group: Any, column: Any, *_: Any) -> tuple[Any, ...]:
         # Past the last group the weights that are there stay.
-        real = rest[-1][0] + jnp.minimum(group[step], experts - 1)
-        at = core * tiles.core_columns + column[step]
+        return jnp.minimum(group[step], experts - 1), 0, 0, core * tiles.core_columns + column[step]
+
+    def weights(*args: Any) -> tuple[Any, ...]:
+        own, _, _, at = columns(*args)
+        real = args[-1][0] + own
         return (real, 0, at, 0) if transpose else (real, 0, 0, at)
 
     in_hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+    column_block = pl.BlockSpec((1, planes, 1, tiles.columns), columns)
     scale_operand = []
     if scaled:  # the factors of ALIGN rows side by side: below each other, each would take 512 bytes
         scale = pad(row_scale.astype(jnp.float32)[None], (1, ALIGN)).reshape(-1, 1, ALIGN)
@@ -317,13 +330,14 @@ def grouped_planes(
         combine=combine,
         transpose=transpose,
         scaled=scaled,
+        int8=bool(of_columns),
     )
     y = pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=6,
             grid=(tiles.cores, meta[-1][0]),
-            in_specs=[in_hbm, *([in_hbm] * scaled), pl.BlockSpec(block, weights)],
+            in_specs=[in_hbm, *([in_hbm] * scaled), *([column_block] * len(of_columns)), pl.BlockSpec(block, weights)],
             out_specs=in_hbm,
             scratch_shapes=scratch,
         ),
@@ -331,12 +345,12 @@ def grouped_planes(
         compiler_params=platform.compiler_params(("parallel", "arbitrary"), tiles.vmem_limit),
         cost_estimate=pl.CostEstimate(
             flops=2 * m * c * n * planes,
-            bytes_accessed=itemsize * (q * m * c + experts * planes * c * n + outs * m * n),
+            bytes_accessed=itemsize * (q * m * c + outs * m * n) + rhs.dtype.itemsize * experts * planes * c * n,
             transcendentals=m * n if combine == "swiglu" else 0,
         ),
         interpret=platform.interpret(),
         name=f"grouped_matmul_{combine}" + ("_transposed" if transpose else ""),
-    )(*meta, first, lhs, *scale_operand, rhs)
+    )(*meta, first, lhs, *scale_operand, *of_columns, rhs)
     return y[:, :m, :n]
 
 

@@ -105,7 +105,7 @@ def _on_this_device(
     if placement.width is not None:  # fully sharded weights: gather this layer's, for as long as it needs them
         lead = 0 if layer is None else 1
         if layer is not None:
-            gate_up, down, layer = gate_up[layer], down[layer], None
+            (gate_up, down), layer = jax.tree.map(lambda w: w[layer], (gate_up, down)), None
 
         def whole(x: Array, spec: PartitionSpec) -> Array:
             axes = tuple(spec)[lead:]

@@ -78,16 +78,24 @@ def _case(workload: Workload, way: str, *parts: Part, note: str = "") -> Case:
 
 
 def _ours(workload: Workload, kernel: Kernel, chip: Chip, load: str) -> Count:
+    """Each step multiplies in one of its branches; each token's row comes and goes once an expert, in loops."""
     assert kernel.regions is not None
     ids, dtype = expert_ids(workload, load), workload.weights_dtype
-    tiles = tpu.choose_tiles(workload.tokens, D, F, dtype, "bfloat16", chip.info)
-    total, _ = tpu.hbm_bytes(ids, workload.experts, D, F, dtype, "bfloat16", chip.info)
-    grid = kernel.regions.grid()
-    steps = len(np.unique(ids[ids < workload.experts])) * tiles.steps
-    runs: dict[Region, float] = {grid: float(steps)}
-    cycles = kernel.regions.spent("cycles", runs) / steps
-    weights = np.full(steps, 3.0 * D * tiles.f * (1 if workload.int8 else 2))
-    return Count(runs, total, waits(np.full(steps, cycles), weights, chip))
+    tiles = tpu.choose_tiles(workload.tokens, D, F, dtype, chip.info)
+    total, _ = tpu.hbm_bytes(ids, workload.experts, D, F, dtype, chip.info)
+    sizes = np.bincount(ids[ids < workload.experts], minlength=workload.experts)
+    sizes, grid, sides = sizes[sizes > 0], kernel.regions.grid(), tpu.pieces(tiles)
+    bodies = [region for region in grid.walk() if region.kind == "branch" and region.matmuls]
+    rows = [loop for loop in grid.loops() if not loop.total("matmuls")]
+    if len(bodies) != len(sides) or len(rows) != 2:
+        raise ValueError(f"expected {len(sides)} branches that multiply and 2 loops, found {len(bodies)}, {len(rows)}.")
+    taken = np.eye(len(sides))[np.searchsorted(sides, sizes)].repeat(tiles.steps, axis=0)
+    runs: dict[Region, float] = {grid: float(len(taken))} | dict.fromkeys(rows, float(sizes.sum()))
+    runs |= dict(zip(bodies, taken.sum(axis=0), strict=True))
+    multiplied = taken @ [body.spent("cycles", {}) for body in bodies]
+    common = (kernel.regions.spent("cycles", runs) - multiplied.sum()) / len(taken)
+    weights = np.full(len(taken), 3.0 * D * tiles.f * (1 if workload.int8 else 2))
+    return Count(runs, total, waits(multiplied + common, weights, chip))
 
 
 def _library(

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import convert as command
+from pallas_kernels.int8 import Int8Weight
 from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.checkpoint import convert, store
-from tml_jax.checkpoint.quantize import Int8Weight, quantize, scale_shape, shared_axes
+from tml_jax.checkpoint.quantize import quantize
 from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_tensors
 from tml_jax.checkpoint.weights import flatten
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.model.quantized import scale_shape, shared_axes
 
 CONFIG = tiny.config(  # a dense layer, then (local, global) twice, stacked
     layer_types=("hybrid_sliding", *(("hybrid_sliding", "hybrid") * 2)), mlp_layer_types=("dense", *(("sparse",) * 4))

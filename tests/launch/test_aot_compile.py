@@ -3,12 +3,14 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from tml_jax.eval import hlo
+from tml_jax.train.config import load_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -146,6 +148,22 @@ def test_tiny_programs_compile_for_a_slice(program, tmp_path):
 
 
 @pytest.mark.tpu_compile
+def test_int8_weights_are_read_as_int8(tmp_path):
+    """Nothing of the shape of a device's experts is made of them, not even of one layer."""
+    common = ("--config=tests/launch/experiment_tpu.py", "--topology=v5p:2x2x1", "--mesh=1,1,2,2", "--sessions=8")
+    done = compile_for(*common, "--weights=int8", f"--json={tmp_path / 'r.json'}", f"--hlo={tmp_path / 'hlo'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = load_experiment("tests/launch/experiment_tpu.py").model.text
+    d, f = text.hidden_size, text.moe_intermediate_size // 2
+    results = [operation.type for found in hlo.parse((tmp_path / "hlo").read_text())[0].values() for operation in found]
+    experts = [result for result in results if re.match(rf"\w+\[[\d,]*\b({d},{f}|{f},{d})\]", result)]
+    assert any(result.startswith("s8") for result in experts)
+    assert not [result for result in experts if result.startswith(("bf16", "f32"))]
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert sum(runs for kernel, runs in report["kernels"].items() if "expert_gemv" in kernel) >= 6
+
+
+@pytest.mark.tpu_compile
 @pytest.mark.slow
 def test_the_published_size_fits_its_slice(tmp_path):
     done = compile_for("--topology=v5p:2x4x4", "--sessions=32", f"--json={tmp_path / 'r.json'}")
@@ -161,6 +179,7 @@ def test_the_published_size_fits_its_slice(tmp_path):
     [
         (("--topology=v5p:9x9x9x9",), "knows no slice"),
         (("--topology=v5p:2x2x1", "--mesh=3,1,1,1"), "whose product is the 4 devices"),
+        (("--program=train_step", "--weights=int8"), "int8 weights can't be trained"),
         (("--config=configs/no_such.py",), "There is no config"),
     ],
 )

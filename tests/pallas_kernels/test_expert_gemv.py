@@ -12,6 +12,7 @@ import pytest
 from pallas_kernels import platform
 from pallas_kernels.expert_gemv import api, tpu, workloads
 from pallas_kernels.expert_gemv.api import expert_gemv
+from pallas_kernels.int8 import Int8Weight
 from tests.pallas_kernels import tpu_compiler
 from tests.pallas_kernels.checked import no_races
 
@@ -28,8 +29,8 @@ def draw(shape, seed, unused=0.2, int8=False):
     x, weights = (jnp.asarray(a, jnp.float32) for a in (rng.standard_normal((tokens, d)), rng.random((tokens, k))))
     if int8:
         experts = [rng.integers(-127, 128, s) for s in ((num, 2, d, f), (num, f, d))]
-        scales = [rng.random(s) / 500 for s in ((num, 2, f), (num, d))]
-        return x, ids, weights, *(jnp.asarray(a, jnp.int8) for a in experts), *map(jnp.float32, scales)
+        scales = [jnp.float32(rng.random(s) / 500) for s in ((num, 2, 1, f), (num, 1, d))]
+        return x, ids, weights, *(Int8Weight(jnp.asarray(a, jnp.int8), s) for a, s in zip(experts, scales, strict=True))
     experts = rng.standard_normal((num, 2, d, f)) / np.sqrt(d), rng.standard_normal((num, f, d)) / np.sqrt(f)
     return x, ids, weights, *(jnp.asarray(a, jnp.float32) for a in experts)
 
@@ -71,10 +72,11 @@ def test_every_pattern_of_used_experts(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_a_layer_of_many_is_that_layer(implementation):
-    x, ids, weights, gate_up, down = draw(SHAPES["few"], 1)
-    stacked = [jnp.stack([a + 1, a, a * jnp.nan]) for a in (gate_up, down)]
-    y = compiled(implementation)(x, ids, weights, *stacked, None, None, jnp.int32(1))
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_a_layer_of_many_is_that_layer(implementation, int8):
+    x, ids, weights, gate_up, down = draw(SHAPES["few"], 1, int8=int8)
+    stacked = jax.tree.map(lambda a: jnp.stack([a + 1, a, (a * jnp.nan).astype(a.dtype)]), [gate_up, down])
+    y = compiled(implementation)(x, ids, weights, *stacked, jnp.int32(1))
     np.testing.assert_array_equal(y, compiled(implementation)(x, ids, weights, gate_up, down))
 
 
@@ -123,6 +125,15 @@ def test_gradients_match_the_reference(implementation):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.max(jnp.abs(b)))))
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_all_tokens_choose_the_same_expert(implementation):
+    """Also twice, which counts twice."""
+    x, _, weights, *experts = draw((40, 24, 20, 8, 2), 8)
+    for pair in ([5, 8], [5, 5], [5, 0]):
+        args = x, jnp.broadcast_to(jnp.asarray(pair, jnp.int32), weights.shape), weights, *experts
+        np.testing.assert_allclose(compiled(implementation)(*args), compiled("reference")(*args), atol=2e-5)
+
+
 def test_no_races_and_no_stray_reads():
     for seed, unused in ((5, 0.2), (6, 1.0)):
         args = draw((5, 24, 20, 8, 2), seed, unused)
@@ -141,7 +152,7 @@ def test_wrong_shapes_are_refused():
     x, ids, weights, gate_up, down = draw(SHAPES["few"], 7)
     with pytest.raises(ValueError, match="expert_gemv needs x"):
         expert_gemv(x, ids, weights[:, :1], gate_up, down)
-    with pytest.raises(ValueError, match="float32 scales"):
+    with pytest.raises(ValueError, match="with float32 scales"):
         expert_gemv(x, ids, weights, gate_up.astype(jnp.int8), down.astype(jnp.int8))
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from pallas_kernels import platform
 from pallas_kernels.grouped_matmul import api, cpu, reference, tiles, workloads
+from pallas_kernels.int8 import Int8Weight
 from tests.pallas_kernels import tpu_compiler
 from tests.pallas_kernels.checked import no_races
+from tml_jax.checkpoint.quantize import quantize
 
 IMPLEMENTATIONS = ("cpu", "gpu", "interpret")
 # (rows, K, N, groups). To trace the kernels takes seconds a shape: these two serve most tests.
@@ -231,6 +233,20 @@ def test_expert_mlp_matches_the_reference(implementation, tokens, k):
     pairs = (jax.jit(functools.partial(run, name))() for name in (implementation, "reference"))
     for mine, theirs in zip(*pairs, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "k"), [("reference", 2), ("cpu", 2), ("gpu", 2), ("gpu", 1), ("interpret", 2)]
+)
+def test_int8_experts_are_those_that_they_stand_for(implementation, k):
+    """float32, 1e-5 of the largest; of one layer, and the same bits of that layer in a stack."""
+    x, ids, weights, *floats = experts(12, 88, 24, 20, 8, k)
+    small = [Int8Weight(*map(jnp.asarray, quantize(w, (w.ndim - 2,)))) for w in floats]
+    wanted = mlp("reference")(x, ids, weights, *map(jnp.asarray, small))
+    found = mlp(implementation)(x, ids, weights, *small)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * float(jnp.max(jnp.abs(wanted))))
+    stacks = jax.tree.map(lambda w: jnp.stack([w * 0 + 1, w, w * 0 + 1]), small)
+    np.testing.assert_array_equal(mlp(implementation)(x, ids, weights, *stacks, jnp.int32(1)), found)
 
 
 @pytest.mark.parametrize(("implementation", "tokens"), [("cpu", 11), ("cpu", 700), ("gpu", 700), ("interpret", 200)])

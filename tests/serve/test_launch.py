@@ -84,7 +84,7 @@ def test_serve_and_chat_as_processes_leave_what_they_promise(checkpoint: pathlib
     soundfile.write(tmp_path / "in.wav", sound.samples, sound.sample_rate)
     (tmp_path / "broken.wav").write_bytes(b"RIFF no sound at all")
     out, journals = tmp_path / "out", tmp_path / "journals"
-    flags = ["--journal_dir", str(journals), "--longest_linger_ms=600", "--slots=2"]
+    flags = ["--journal_dir", str(journals), "--longest_linger_ms=600", "--slots=2", "--weights=int8"]
     with subprocess_server.run(str(checkpoint), flags) as address:
         broken = command("launch.chat", "--wav", tmp_path / "broken.wav", "--server", address, "--out", out)
         chat = command("launch.chat", "--wav", tmp_path / "in.wav", "--server", address, "--out", out, "--tail_s=1")

@@ -19,15 +19,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from pallas_kernels.int8 import Int8Weight
 from tml_jax import sharding
 from tml_jax.checkpoint import lora as lora_files
 from tml_jax.checkpoint.huggingface import read_json
-from tml_jax.checkpoint.quantize import SCALE, Int8Weight, quantize, scale_shape, shared_axes
+from tml_jax.checkpoint.quantize import SCALE, quantize
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
 from tml_jax.checkpoint.weights import Weights, blocks, cast, flatten, place_params
 from tml_jax.model.config import InteractionConfig, TextConfig
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.model.lora import Lora
+from tml_jax.model.quantized import as_int8, scale_shape, shared_axes
 from tml_jax.streams.text import Tokenizer
 
 CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
@@ -378,10 +380,12 @@ def load_params(
     *,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> tuple[InteractionConfig, Params]:
     """A saved model without its tokenizer; as `load_model`."""
     config, weights = open_model(directory)
     model = InteractionModel(config, dtype)
+    model = as_int8(model) if int8 else model
     placement = sharding.shardings(model.axes, model.abstract, mesh) if mesh is not None else None
     return config, place_params(model, weights, placement)
 
@@ -391,6 +395,7 @@ def load_model(
     *,
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
+    int8: bool = False,
 ) -> tuple[InteractionConfig, Params, Tokenizer]:
     """A saved model: its sizes, weights and tokenizer.
 
@@ -398,6 +403,7 @@ def load_model(
       directory: written by `save_model`, or by `launch.convert`.
       dtype: of the model, whatever the weights were stored in.
       mesh: cuts the weights as their logical axes say, each device's block read alone; None: the default device.
+      int8: linear maps and tables are `Int8Weight`s, as they are stored or made so, one at a time: to be run alone.
 
     Raises:
       ValueError: the directory holds no model, its files are damaged, or its weights or its tokenizer are not of its
@@ -405,5 +411,5 @@ def load_model(
     """
     directory = pathlib.Path(directory)
     tokenizer = open_tokenizer(directory / TOKENIZER_FILE, read_config(directory).text)
-    config, params = load_params(directory, dtype=dtype, mesh=mesh)
+    config, params = load_params(directory, dtype=dtype, mesh=mesh, int8=int8)
     return config, params, tokenizer

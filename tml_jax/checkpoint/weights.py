@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from pallas_kernels.int8 import Int8Weight
+from tml_jax.checkpoint.quantize import quantize
 from tml_jax.model.interaction import InteractionModel, Params
 
 Index = tuple[slice, ...]
@@ -71,14 +73,40 @@ def blocks(shape: Sequence[int], itemsize: int, whole: Sequence[int] = ()) -> It
         )
 
 
-def read(weight: Weight, index: Index, dtype: Any) -> np.ndarray:
-    """A block of a weight as an array of its own in this dtype, with little else in memory on the way."""
+def read(weight: Weight, index: Index, like: Any) -> Any:
+    """A block of a weight in memory of its own, in the dtype of `like`, with little else in memory on the way.
+
+    Where `like` is an `Int8Weight` so is the block: as it is stored, or made so, which takes all that shares a scale.
+    """
     index = (*index, *(slice(None),) * (len(weight.shape) - len(index)))
     spans = [part.indices(size)[:2] for part, size in zip(index, weight.shape, strict=True)]
-    out = np.empty([stop - start for start, stop in spans], dtype)
+    if isinstance(like, Int8Weight):
+        return _read_int8(weight, spans, like)
+    out = np.empty([stop - start for start, stop in spans], like.dtype)
     for part in blocks(out.shape, out.itemsize):
-        there = (slice(s.start + start, s.stop + start) for s, (start, _) in zip(part, spans, strict=True))
-        out[part] = weight[tuple(there)]
+        out[part] = weight[_moved(part, spans)]
+    return out
+
+
+def _moved(part: Index, spans: Sequence[tuple[int, int]]) -> Index:
+    return tuple(slice(s.start + start, s.stop + start) for s, (start, _) in zip(part, spans, strict=True))
+
+
+def _read_int8(weight: Weight, spans: Sequence[tuple[int, int]], like: Int8Weight) -> Int8Weight:
+    if isinstance(weight, Int8Weight):
+        there = weight[tuple(slice(*span) for span in spans)]
+        return dataclasses.replace(like, values=np.array(there.values), scale=np.array(there.scale))
+    out = Int8Weight(
+        np.empty([stop - start for start, stop in spans], np.int8),
+        np.empty([1 if i in like.shared else stop - start for i, (start, stop) in enumerate(spans)], np.float32),
+        like.dtype,
+    )
+    own = tuple(slice(*span) if i in like.shared else slice(None) for i, span in enumerate(spans))
+    spans = [(0, weight.shape[i]) if i in like.shared else span for i, span in enumerate(spans)]
+    for part in blocks([stop - start for start, stop in spans], 4, like.shared):
+        values, scale = quantize(weight[_moved(part, spans)], like.shared)
+        mine = tuple(slice(None) if i in like.shared else s for i, s in enumerate(part))
+        out.values[mine], out.scale[mine] = values[own], scale
     return out
 
 
@@ -118,7 +146,7 @@ def place_params(model: InteractionModel, weights: Weights, shardings: Params | 
     """Weights in the model's dtypes, each on its devices as soon as it is read.
 
     Args:
-      model: says in which dtype each weight is kept.
+      model: says in which dtype each weight is kept, and whether as int8 (`model.quantized`).
       weights: by dotted path.
       shardings: a tree like the model's; None: the default device. A process reads what its own devices hold, once, and
         has one device's part of a weight in memory.
@@ -127,19 +155,24 @@ def place_params(model: InteractionModel, weights: Weights, shardings: Params | 
     params = {}
     for path, like in flatten(model.abstract).items():
         if path in placement:
-            params[path] = _place(weights[path], like.dtype, placement[path])
+            params[path] = _place(weights[path], like, placement[path])
         else:
-            params[path] = jax.device_put(read(weights[path], (), like.dtype))
+            params[path] = jax.device_put(read(weights[path], (), like))
     return traverse_util.unflatten_dict(params, sep=".")
 
 
-def _place(weight: Weight, dtype: Any, placement: jax.sharding.Sharding) -> jax.Array:
-    parts = placement.addressable_devices_indices_map(weight.shape).items()
+def _place(weight: Weight, like: Any, placement: Any) -> Any:
+    cut = placement.values if isinstance(placement, Int8Weight) else placement
+    parts = cut.addressable_devices_indices_map(weight.shape).items()
     spans = {device: tuple((part.start, part.stop) for part in index or ()) for device, index in parts}
     arrays, block, held = [], None, None
     # Those that hold the same, one after another. `None`, all of an axis, compares with no number.
     for device, span in sorted(spans.items(), key=lambda item: str(item[1])):
         if block is None or span != held:
-            block, held = read(weight, tuple(slice(*ends) for ends in span), dtype), span
+            block, held = read(weight, tuple(slice(*ends) for ends in span), like), span
         arrays.append(jax.block_until_ready(jax.device_put(block, device)))
-    return jax.make_array_from_single_device_arrays(weight.shape, placement, arrays)
+
+    def whole(like: Any, placement: jax.sharding.Sharding, *parts: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(like.shape, placement, parts)
+
+    return jax.tree.map(whole, like, placement, *arrays)

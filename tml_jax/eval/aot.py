@@ -21,6 +21,7 @@ from tml_jax.eval import hlo, roofline
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel, Rung
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.model.quantized import as_int8
 from tml_jax.streams import packed
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer
@@ -38,6 +39,7 @@ class Report:
       arguments, outputs, temporaries, aliased: bytes; `aliased` is what outputs share with arguments.
       peak: bytes that are in use at once, of all of these; temporaries may lie where an argument is used no more.
       sessions: live conversations, or windows of a training step. block: of a micro-turn, what it has room for.
+      int8: whether its weights are.
       turns: micro-turns that a call takes all of them further.
       bound: the least time of a call (`eval.roofline`).
     """
@@ -54,6 +56,7 @@ class Report:
     peak: int
     sessions: int
     block: str
+    int8: bool
     turns: float
     bound: roofline.Bound
     compile_s: float
@@ -117,6 +120,7 @@ def compile_program(
     sessions: int,
     mesh_shape: Sequence[int] = (),
     block: str | None = None,
+    int8: bool = False,
 ) -> tuple[Report, jax.stages.Compiled]:
     """Compiles a program for a slice.
 
@@ -127,17 +131,21 @@ def compile_program(
       sessions: conversations in all.
       mesh_shape: sizes of (data, fsdp, expert, tensor).
       block: of a micro-turn, the rung of `executor.live.ladder` by name; None: the longest.
+      int8: of a micro-turn, whether its weights are (`model.quantized`).
 
     Raises:
-      ValueError: no such slice or block, or the program doesn't fit; then it says whether half as many sessions do.
+      ValueError: no such slice or block, a training step with int8 weights, or the program doesn't fit; then it says
+        whether half as many sessions do.
     """
+    if int8 and program == "train_step":
+        raise ValueError("int8 weights can't be trained: --weights=int8 is of a micro_turn.")
     try:
-        return _compiled(experiment, topology, program, sessions, mesh_shape, block)
+        return _compiled(experiment, topology, program, sessions, mesh_shape, block, int8)
     except MemoryError as error:
         reason, fewer = error, sessions // 2
     while fewer:
         try:
-            report, _ = _compiled(experiment, topology, program, fewer, mesh_shape, block)
+            report, _ = _compiled(experiment, topology, program, fewer, mesh_shape, block, int8)
         except (MemoryError, ValueError):
             fewer //= 2
         else:
@@ -155,13 +163,14 @@ def _compiled(
     sessions: int,
     mesh_shape: Sequence[int],
     block: str | None,
+    int8: bool,
 ) -> tuple[Report, jax.stages.Compiled]:
     """As `compile_program`; raises MemoryError where HBM or VMEM are short, saying how much is asked for."""
     mesh = make_mesh(topology, mesh_shape, experiment.train.mesh if program == "train_step" else ())
     start = time.monotonic()
     try:
         if program == "micro_turn":
-            rung, lowered = _micro_turn(experiment, mesh, sessions, block)
+            rung, lowered = _micro_turn(experiment, mesh, sessions, block, int8)
         else:
             rung, lowered = None, _train_step(experiment, mesh, sessions)
         compiled = lowered.compile()
@@ -198,6 +207,7 @@ def _compiled(
         peak=memory.peak_memory_in_bytes,
         sessions=sessions,
         block="" if rung is None else rung.name,
+        int8=int8,
         turns=turns,
         bound=roofline.bound(work, traffic, found.collectives, mesh.shape, roofline.chip_of(topology)),
         compile_s=seconds,
@@ -207,7 +217,7 @@ def _compiled(
 
 
 def _micro_turn(
-    experiment: ExperimentConfig, mesh: Mesh, sessions: int, block: str | None
+    experiment: ExperimentConfig, mesh: Mesh, sessions: int, block: str | None, int8: bool
 ) -> tuple[Rung, jax.stages.Lowered]:
     executor, model = Executor(mesh), InteractionModel(experiment.model, jnp.bfloat16)
     live = LiveModel(executor, model, experiment.model.stream, sessions)
@@ -215,7 +225,8 @@ def _micro_turn(
     if block is not None and block not in named:
         raise ValueError(f"{experiment.name} has no block {block!r}; it is compiled for {', '.join(named)}.")
     rung = live.rungs[-1] if block is None else named[block]
-    return rung, live.lower_step(executor.abstract(model.abstract, model.axes), rung)
+    kept = as_int8(model) if int8 else model
+    return rung, live.lower_step(executor.abstract(kept.abstract, kept.axes), rung)
 
 
 def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.stages.Lowered:
@@ -236,7 +247,8 @@ def render(report: Report) -> str:
     bound = report.bound
     times = ", ".join(f"{name} {1e3 * s:.3g}" for name, s in _times(bound))
     lines = [
-        f"{report.program} for {report.topology} ({report.device}; {mesh}), {report.parameters / 1e9:.2f} B parameters",
+        f"{report.program} for {report.topology} ({report.device}; {mesh}), {report.parameters / 1e9:.2f} B parameters"
+        + (" in int8" if report.int8 else ""),
         ", ".join(filter(None, (f"{report.sessions} sessions", report.block, f"compiled in {report.compile_s:.1f} s"))),
         "memory of a device, GiB: " + ", ".join(f"{name} {value:.2f}" for name, value in gib.items()),
         f"bounds of a call, ms: {times}; {bound.binds} binds",

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from pallas_kernels.int8 import Int8Weight
+
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
@@ -84,5 +86,5 @@ class Adapted:
 
 
 def contract(x: Float[Array, "..."], weight: Any, axes: int = 1) -> Float[Array, "..."]:
-    """``x . weight`` over the last `axes` of x and the first of the weight, an array or `Adapted`."""
-    return weight.contract(x, axes) if isinstance(weight, Adapted) else jnp.tensordot(x, weight, axes)
+    """``x . weight`` over the last `axes` of x and the first of the weight: an array, `Adapted` or int8."""
+    return weight.contract(x, axes) if isinstance(weight, Adapted | Int8Weight) else jnp.tensordot(x, weight, axes)

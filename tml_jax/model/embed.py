@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.int8 import Int8Weight
 from tml_jax.model.config import ClockConfig, InteractionConfig, TextConfig, VisionConfig
 from tml_jax.model.primitives import Declare, Linear, RMSNorm
 from tml_jax.streams.micro_turn import StreamSpec
@@ -23,9 +24,9 @@ class TextEmbed(nnx.Module):
     def __call__(self, ids: Int[Array, "*b"]) -> Float[Array, "*b d"]:
         """Token ids [...] -> [..., D]."""
         table = self.table[...]
-        if table.shape[0] <= SMALL_TABLE:
+        if table.shape[0] <= SMALL_TABLE and not isinstance(table, Int8Weight):
             return self.norm(jax.nn.one_hot(ids, table.shape[0], dtype=table.dtype) @ table)
-        return self.norm(table[ids])
+        return self.norm(jnp.asarray(table[ids]))
 
 
 class AudioEmbed(nnx.Module):
@@ -45,7 +46,7 @@ class AudioEmbed(nnx.Module):
         """dMel levels [..., dmel_frames, bins] -> [..., audio_tokens, D]."""
         *lead, frames, bins = levels.shape
         levels = levels.reshape(*lead, frames // self.frames, self.frames, bins)
-        table = self.table[...]
+        table = jnp.asarray(self.table[...])
         # A product with one-hot rows: on the MXU, and on a CPU too, far cheaper than thousands of gathered rows.
         onehot = jax.nn.one_hot(levels, table.shape[2], dtype=table.dtype).reshape(*levels.shape[:-2], -1)
         # Flat, as the table lies: the axes' product would be taken in an order of its own, and the table copied for it.

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.int8 import einsum
 from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from tml_jax import sharding
 from tml_jax.model.config import TextConfig
@@ -99,9 +100,9 @@ class Moe(nnx.Module):
             y = checkpoint_name(y, ROUTED)
         with jax.named_scope("shared_experts"):
             # A product each: for one of both, a CPU would transpose the weights in every call.
-            gate, up = (jnp.einsum("td,sdf->tsf", flat, self.shared_gate_up[...][:, plane]) for plane in (0, 1))
+            gate, up = (einsum("td,sdf->tsf", flat, self.shared_gate_up[...][:, plane]) for plane in (0, 1))
             hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
-            y = y + jnp.einsum("tsf,sfd->td", hidden, self.shared_down[...])
+            y = y + einsum("tsf,sfd->td", hidden, self.shared_down[...])
         return y.reshape(x.shape), ids.reshape(*x.shape[:2], self.k)
 
 

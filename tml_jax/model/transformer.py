@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.int8 import einsum
 from tml_jax import sharding
 from tml_jax.model.adapted import Adapted
 from tml_jax.model.attention import Attention
@@ -92,7 +93,7 @@ def _is_indexed(path: tuple[Any, ...], _: Any) -> bool:
 def _gathered(weight: Any, axes: Any) -> Any:
     if isinstance(weight, Adapted):  # of an addition the factors are small, and lie as they are used
         return dataclasses.replace(weight, base=sharding.whole(weight.base, axes))
-    return sharding.whole(weight, axes)
+    return jax.tree.map(lambda w: sharding.whole(w, axes), weight)  # an int8 weight is a tree
 
 
 class _Run:
@@ -145,7 +146,7 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Final hidden states (normed) [..., D] -> logits [..., vocab_size], float32."""
-        logits = jnp.einsum("...d,vd->...v", hidden / self.mup, self.unembed[...])
+        logits = einsum("...d,vd->...v", hidden / self.mup, self.unembed[...])
         return logits.astype(jnp.float32)
 
     def _final(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:

@@ -31,13 +31,16 @@ class ModelBundle:
     executor: Executor = dataclasses.field(default_factory=Executor)
 
 
-def load_bundle(checkpoint: str, executor: Executor | None = None, dtype: Any = "float32") -> ModelBundle:
+def load_bundle(
+    checkpoint: str, executor: Executor | None = None, dtype: Any = "float32", int8: bool = False
+) -> ModelBundle:
     """Reads a saved model.
 
     Args:
       checkpoint: its folder.
       executor: where it will run; None: on the default device.
       dtype: of its weights, its state and its arithmetic.
+      int8: keep linear maps, experts and tables in memory as int8.
 
     Raises:
       ValueError: the folder holds no readable model, or one whose weights do not fit its config.
@@ -49,7 +52,7 @@ def load_bundle(checkpoint: str, executor: Executor | None = None, dtype: Any = 
     if not folder.is_dir():
         raise ValueError(f"There is no checkpoint at {checkpoint}: give a folder that holds a saved model.")
     try:
-        config, params, tokenizer = store.load_model(folder, dtype=dtype, mesh=executor.mesh)
+        config, params, tokenizer = store.load_model(folder, dtype=dtype, mesh=executor.mesh, int8=int8)
     except ValueError:
         raise
     except Exception as error:  # any of the file formats' own errors: for the user they are one
