@@ -73,17 +73,17 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *traceback: object) -> None:
         if self._client is None:
             return
-        if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError):
-            self.blame(exception[0])
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            self.blame(error)
         self._over.set()
         self._thread.join()
 
-    def blame(self, error: object) -> None:
+    def blame(self, error: BaseException) -> None:
         """A collective failed, so a process is gone. Waits to be ended by the sentence that names it, for a while."""
-        LOG.error("%s", error)
+        LOG.error("%s", error, exc_info=error)
         self._thread.join((_SUSPICION_BEATS + 2 * self._silent) * _BEAT_S)
 
     def end(self, cause: str) -> NoReturn:
