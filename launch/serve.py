@@ -1,12 +1,20 @@
-"""Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``."""
+"""Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``.
+
+SIGTERM or Ctrl-C lets live sessions end, then the server. On a pod all hosts run the same command, with a mesh over all
+their devices; process 0 has the port, the others run what it runs. SIGTERM on any of them ends all in order; where one
+is dead or stuck, the others end within a minute, with status 75.
+"""
 
 import asyncio
+import contextlib
 import pathlib
+import sys
 
 from absl import flags, logging
 
 from launch import cli
 from tml_jax.executor.executor import Executor
+from tml_jax.executor.lockstep import Lockstep
 from tml_jax.serve import bundle, server, sessions
 
 _CHECKPOINT = cli.checkpoint()
@@ -25,6 +33,10 @@ _LINGER_MS = flags.DEFINE_integer(
     "longest_linger_ms", 15_000, "How long a session may go on after its client closed its input.", lower_bound=0
 )
 _UNPACED = flags.DEFINE_bool("faster_than_real_time", False, "Step as input comes instead of on the clock (for tests).")
+_STATUS = flags.DEFINE_integer(
+    "stopped_status", 0, "Exit status after SIGTERM; 143 has a pod's launcher start the server again.", lower_bound=0
+)
+_POD = cli.pod()
 
 
 def main(argv: list[str]) -> None:
@@ -40,13 +52,20 @@ def main(argv: list[str]) -> None:
         faster_than_real_time=_UNPACED.value,
         session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
-    executor = Executor.of_shape(cli.mesh_shape(_MESH))
-    model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value, _WEIGHTS.value == "int8")
+    lockstep = Lockstep() if cli.join_pod(_POD) else None
+    with lockstep or contextlib.nullcontext():
+        executor = Executor.of_shape(cli.mesh_shape(_MESH), lockstep)
+        model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value, _WEIGHTS.value == "int8")
 
-    def ready(port: int) -> None:
-        print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
+        def ready(port: int) -> None:
+            print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
 
-    asyncio.run(server.serve(model, settings, ready))
+        if lockstep is None or lockstep.leads:
+            asyncio.run(server.serve(model, settings, ready))
+        else:
+            server.follow(model, settings)
+    if _STATUS.value:
+        sys.exit(_STATUS.value)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import yaml
 
 from launch.tpu.container import dockerfile
 from launch.tpu.job import TpuJob
-from launch.tpu.jobset import VERSION, jobset, service_account
+from launch.tpu.jobset import VERSION, door, jobset, service_account
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,7 @@ def image(job: TpuJob) -> list[Command]:
 
 
 def gke_job(job: TpuJob) -> list[Command]:
-    """The job, on a cluster."""
-    text = yaml.safe_dump_all([service_account(job), jobset(job)], sort_keys=False, width=1000)
+    """The job, on a cluster; of one that serves, its door, too."""
+    manifests = [service_account(job), jobset(job), *([] if job.port is None else [door(job)])]
+    text = yaml.safe_dump_all(manifests, sort_keys=False, width=1000)
     return [Command(("kubectl", "apply", "-f", "-"), text)]

@@ -18,6 +18,8 @@ INTERRUPTED = tuple(128 + signal for signal in Interruption.SIGNALS)
 GRACE_S = 600
 """Time to end in order after SIGTERM. Hosts that go for repair give it; a spot host is gone after half a minute."""
 
+_SERVE_PORT = 50051  # of `launch.serve`, where its command names none
+
 _DNS_LABEL = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"
 
 
@@ -66,6 +68,11 @@ class TpuJob:
         module = self.arguments[0] if self.arguments else ""
         if not module.startswith("launch.") or importlib.util.find_spec(module) is None:
             raise ValueError(f"{module!r} is no command of this project, such as launch.train.")
+        if self.port is not None:
+            if "--host=0.0.0.0" not in self.arguments:
+                raise ValueError("launch.serve is heard on its own host alone: add --host=0.0.0.0 to the command.")
+            if self.hosts > 1 and "--distributed" not in self.arguments:
+                raise ValueError(f"{self.hosts} hosts serve together with --distributed: add it to the command.")
 
     @property
     def slice(self) -> Slice:
@@ -81,6 +88,19 @@ class TpuJob:
     def arguments(self) -> list[str]:
         """The module and its flags."""
         return shlex.split(self.command)
+
+    @property
+    def hosts(self) -> int:
+        """Of all its slices."""
+        return self.slices * self.slice.hosts
+
+    @property
+    def port(self) -> int | None:
+        """Where the first host listens, if the job serves."""
+        if self.arguments[0] != "launch.serve":
+            return None
+        given = [argument.partition("=")[2] for argument in self.arguments if argument.startswith("--port=")]
+        return int(given[-1]) if given else _SERVE_PORT
 
     @property
     def image(self) -> str:

@@ -1,4 +1,4 @@
-"""A job as a GKE JobSet (jobset.x-k8s.io/v1alpha2): one replicated Job a slice, one pod a host."""
+"""A job as a GKE JobSet (jobset.x-k8s.io/v1alpha2): one replicated Job a slice, one pod a host; and a server's door."""
 
 from typing import Any
 
@@ -74,9 +74,30 @@ def service_account(job: TpuJob) -> dict[str, Any]:
     }
 
 
+def door(job: TpuJob) -> dict[str, Any]:
+    """The Service of a job that serves, ``<name>-door``: its port on the first host, once the model is there.
+
+    JobSet has a Service by the job's own name, without a port.
+    """
+    first = {"jobset-name": job.name, "job-index": "0"}
+    selector = {f"jobset.sigs.k8s.io/{label}": value for label, value in first.items()}
+    selector["batch.kubernetes.io/job-completion-index"] = "0"
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": f"{job.name}-door"},
+        "spec": {"selector": selector, "ports": [{"name": "grpc", "port": job.port}]},
+    }
+
+
 def _pod(job: TpuJob) -> dict[str, Any]:
     chips = {"google.com/tpu": job.slice.chips_per_host}
     spot = {"cloud.google.com/gke-spot": "true"} if job.spot else {}
+    ports = [8471, 8080]  # of libtpu, within and between slices
+    probe = {}
+    if job.port is not None:
+        ports.append(job.port)
+        probe = {"readinessProbe": {"grpc": {"port": job.port}, "periodSeconds": 5}}  # true of the first host alone
     return {
         "metadata": {
             # GKE adds the container that mounts the bucket; it holds back whole files while they are written.
@@ -96,7 +117,8 @@ def _pod(job: TpuJob) -> dict[str, Any]:
                     "command": ["python", "-m"],
                     "args": job.arguments,
                     "env": [{"name": name, "value": value} for name, value in job.environment.items()],
-                    "ports": [{"containerPort": port} for port in (8471, 8080)],  # of libtpu, within and between slices
+                    "ports": [{"containerPort": port} for port in ports],
+                    **probe,
                     "resources": {"requests": dict(chips), "limits": dict(chips)},
                     "securityContext": {"privileged": True},  # GKE before 1.28 shows the chips to no other
                     "volumeMounts": [{"name": "bucket", "mountPath": MOUNT}],

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models.io_k8s_api_core_v1_service import IoK8sApiCoreV1Service
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from launch.tpu import commands, container, queued
@@ -22,6 +23,7 @@ from pallas_kernels.static.compile import ENVIRONMENT
 from tml_jax.train.interrupt import Interruption
 
 ROOT = pathlib.Path(__file__).parents[2]
+SERVE = "launch.serve --checkpoint=/gcs/model --mesh=1,1,8,4 --host=0.0.0.0 --distributed"
 TRAIN = "launch.train --config=configs/inkling_small.py --workdir=/gcs/run --tokenizer=/gcs/t.json --distributed"
 
 
@@ -31,7 +33,7 @@ def job(topology="v5p:2x4x4", **changes):
 
 
 def manifests(described):
-    """What kubectl is given: the service account and the JobSet."""
+    """What kubectl is given: the service account and the JobSet, and the Service of one that serves."""
     (command,) = commands.gke_job(described)
     assert command.arguments == ("kubectl", "apply", "-f", "-")
     return list(yaml.safe_load_all(command.stdin))
@@ -42,6 +44,7 @@ JOBS = [
     job("v6e:16x16", slices=2, spot=True),
     job("tpu7x:4x8x8", restarts=0),
     job("v6e:1x1", command="launch.serve --checkpoint=/gcs/model --host=0.0.0.0"),
+    job("v5p:2x4x4", command=f"{SERVE} --port=7000"),
 ]
 
 
@@ -62,7 +65,7 @@ def pod_of(jobset):
 
 @pytest.mark.parametrize("described", JOBS, ids=lambda described: described.topology)
 def test_jobset_is_valid(described):
-    account, jobset = manifests(described)
+    account, jobset, *_ = manifests(described)
     # An unknown field would be lost on the way, a wrong type refused.
     assert the_api_keeps(jobset)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -71,6 +74,27 @@ def test_jobset_is_valid(described):
     assert pod["restartPolicy"] == "Never"  # a pod failure policy wants it
     (box,) = pod["containers"]
     assert {mount["name"] for mount in box["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize(("given", "port"), [("", 50051), (" --port=7000", 7000)])
+def test_a_server_has_a_door_on_its_first_host(given, port):
+    _, jobset, door = manifests(job("v5p:2x4x4", command=SERVE + given))
+    assert IoK8sApiCoreV1Service.model_validate(door).model_dump(by_alias=True, exclude_unset=True) == door
+    assert door["metadata"]["name"] != jobset["metadata"]["name"]  # which JobSet's own Service has
+    # The labels that JobSet and Kubernetes put on pods: no two hosts have all of these.
+    assert door["spec"]["selector"] == {
+        "jobset.sigs.k8s.io/jobset-name": jobset["metadata"]["name"],
+        "jobset.sigs.k8s.io/job-index": "0",
+        "batch.kubernetes.io/job-completion-index": "0",
+    }
+    (box,) = pod_of(jobset)["containers"]
+    assert [one["port"] for one in door["spec"]["ports"]] == [port] == [box["readinessProbe"]["grpc"]["port"]]
+    assert {"containerPort": port} in box["ports"]
+
+
+def test_a_job_that_trains_has_none():
+    assert [manifest["kind"] for manifest in manifests(job())] == ["ServiceAccount", "JobSet"]
+    assert "readinessProbe" not in pod_of(manifests(job())[1])["containers"][0]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +213,8 @@ def test_a_wrong_slice_names_the_nearest(name, nearest):
         ({"command": ""}, "is no command"),
         ({"topology": "v6e:2x2", "slices": 2}, "single host"),
         ({"restarts": -1}, "restart -1 times"),
+        ({"command": SERVE.replace("--host=0.0.0.0", "")}, "add --host=0.0.0.0"),
+        ({"command": SERVE.replace("--distributed", "")}, "8 hosts serve together with --distributed"),
     ],
 )
 def test_a_wrong_description_is_refused(changes, sentence):

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from pallas_kernels import platform
 from tml_jax import sharding
+from tml_jax.executor.lockstep import Lockstep
 
 # cuBLAS's own choice for each product: to try Triton kernels for all of them takes longer than a short run gains.
 _CUDA_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
@@ -43,23 +44,34 @@ class Executor:
         that isn't there (`eval.aot`): then programs can be lowered and compiled only.
       implementation: of the ops; None: that of the devices' platform. It is an argument of each program: two executors
         share nothing that is compiled.
+      lockstep: of the processes whose devices the mesh has, where one of them says what runs; None: all of them know.
     """
 
-    def __init__(self, mesh: Mesh | None = None, implementation: platform.Implementation | None = None) -> None:
+    def __init__(
+        self,
+        mesh: Mesh | None = None,
+        implementation: platform.Implementation | None = None,
+        lockstep: Lockstep | None = None,
+    ) -> None:
         self.mesh = sharding.make_mesh((1, 1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
-        self.implementation = implementation
+        self.implementation, self.lockstep = implementation, lockstep
 
     @classmethod
-    def of_shape(cls, shape: Sequence[int]) -> "Executor":
+    def of_shape(cls, shape: Sequence[int], lockstep: Lockstep | None = None) -> "Executor":
         """On a mesh of these four sizes over the first devices; on the first device alone where there are none.
 
         Raises:
-          ValueError: there are not so many devices.
+          ValueError: there are not so many devices, or a process of a pod has none of them.
         """
         count = math.prod(shape)
         if count > jax.device_count():
             raise ValueError(f"Mesh {tuple(shape)} needs {count} devices; there are {jax.device_count()}.")
-        return cls(sharding.make_mesh(shape, jax.devices()[:count]))
+        devices = jax.devices()[:count]
+        if (processes := jax.process_count()) > len({device.process_index for device in devices}):
+            raise ValueError(
+                f"Mesh {tuple(shape)} needs devices of all {processes} processes, which have {jax.device_count()}."
+            )
+        return cls(sharding.make_mesh(shape, devices), lockstep=lockstep)
 
     @property
     def platform(self) -> str:

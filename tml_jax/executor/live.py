@@ -3,9 +3,15 @@
 A micro-turn is compiled for a ladder of blocks, and pays for what arrived: most have sound alone, and are a twentieth
 of the longest. Which rung runs is chosen by what is there in any session. With `NumericsConfig` a session's bits don't
 depend on it; without, its sums are taken in another order, as a compiler likes them for so many rows.
+
+On the devices of several processes each program runs on all of them. Either all are given the same inputs, or the
+executor's `Lockstep` has one of them tell the others.
 """
 
+import collections
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -30,6 +36,10 @@ class StepModel(Protocol):
     def step(self, params: Any, state: Any, inputs: MicroTurnInput, rng: Any) -> tuple[Any, MicroTurnOutput]:
         """One micro-turn of every slot."""
 
+
+# What a program is given: a micro-turn and keys by the rung's number, or nothing and a mask.
+_Given = tuple[MicroTurnInput | None, np.ndarray]
+_RESET = 254
 
 # Trunk tokens of a session that a program of its own must save.
 _WORTH_A_PROGRAM = 8
@@ -74,7 +84,6 @@ class LiveModel:
     Attributes:
       rungs: the blocks that `step` is compiled for.
       init: () -> state, of empty conversations.
-      reset: (state, mask [slots]) -> state, emptied where the mask is True.
     """
 
     def __init__(self, executor: Executor, model: StepModel, spec: StreamSpec, slots: int) -> None:
@@ -84,27 +93,74 @@ class LiveModel:
         state = jax.tree.map(lambda x: x.sharding, self._abstract_state)
         self._slot = slot = executor.sharding(("slot",), (slots,))
         self.init = executor.program(lambda: model.init_state(slots), out_shardings=state)
-        self.reset = executor.program(model.reset, donate=0, in_shardings=(state, slot), out_shardings=state)
+        self._reset = executor.program(model.reset, donate=0, in_shardings=(state, slot), out_shardings=state)
+        self._rows = _rows(slot, slots)
+        outputs = slot if len(self._rows) == 1 else executor.sharding()  # all of them on every host
         self._step = executor.program(
-            model.step, donate=1, in_shardings=(None, state, slot, slot), out_shardings=(state, slot)
+            model.step, donate=1, in_shardings=(None, state, slot, slot), out_shardings=(state, outputs)
         )
 
-    def step(self, params: Any, state: Any, inputs: MicroTurnInput, keys: Any) -> tuple[Any, MicroTurnOutput]:
+    def reset(self, state: Any, mask: np.ndarray) -> Any:
+        """(state, mask [slots]) -> state, emptied where the mask is True."""
+        return self._together(_RESET, (None, mask), lambda _, mask: self._reset(state, mask))
+
+    def step(self, params: Any, state: Any, inputs: MicroTurnInput, keys: np.ndarray) -> tuple[Any, MicroTurnOutput]:
         """(params, state, inputs [slots], keys uint32 [slots, 2]) -> (state, outputs [slots])."""
         most = int(np.max(inputs.num_patches)), int(np.max(inputs.num_text))
-        rung = next(rung for rung in self.rungs if rung.holds(*most))
-        return self._step(params, state, rung.cut(inputs), keys)
+        number = next(i for i, rung in enumerate(self.rungs) if rung.holds(*most))
+        given = self.rungs[number].cut(inputs), keys
+        return self._together(number, given, lambda *given: self._step(params, state, *given))
 
     def warm_up(self, params: Any) -> Any:
-        """Compiles everything that will ever run; an empty state."""
-        everyone, keys = np.ones(self.slots, bool), np.zeros((self.slots, 2), np.uint32)
+        """Compiles everything that will ever run, on every process of a pod; an empty state."""
+        _, everyone = self._placed((None, np.ones(self.slots, bool)))
         state = self.init()
         for _ in range(2):  # twice: a program's own outputs are inputs of the next call
-            state = self.reset(state, everyone)
-            for rung in self.rungs:
-                state, outputs = self._step(params, state, rung.cut(empty_input(self.spec, (self.slots,))), keys)
+            state = self._reset(state, everyone)
+            for number in range(len(self.rungs)):
+                state, outputs = self._step(params, state, *self._placed(self._empty(number)))
                 jax.device_get(outputs)
-        return self.reset(state, everyone)
+        state = self._reset(state, everyone)
+        if self.executor.lockstep is not None:
+            self.executor.lockstep.rest()
+        return state
+
+    def follow(self, params: Any, state: Any) -> None:
+        """Runs what the pod's leader runs, with what it was given for the sessions that lie here, until it ends."""
+        lockstep, rows = self.executor.lockstep, self._rows[jax.process_index()]
+        assert lockstep is not None
+
+        def run(number: int, message: bytearray) -> None:
+            nonlocal state
+            given = self._empty(number)
+            _unpack(given, rows, message)
+            if number == _RESET:
+                state = jax.block_until_ready(self._reset(state, self._placed(given)[1]))
+            else:
+                state, _ = jax.block_until_ready(self._step(params, state, *self._placed(given)))
+
+        lockstep.follow(run)
+
+    def _empty(self, number: int) -> _Given:
+        """What a program is given, where nothing is."""
+        if number == _RESET:
+            return None, np.zeros(self.slots, bool)
+        inputs = empty_input(self.spec, (self.slots,))
+        return self.rungs[number].cut(inputs), np.zeros((self.slots, 2), np.uint32)
+
+    def _placed(self, given: _Given) -> Any:
+        """It, as programs take it: on a pod each process puts what its devices have there."""
+        if len(self._rows) == 1:
+            return given
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._slot, x.__getitem__), given)
+
+    def _together(self, number: int, given: _Given, run: Callable[..., Any]) -> Any:
+        """Runs a program, which the others run where this process leads a pod."""
+        lockstep = self.executor.lockstep
+        if lockstep is None:
+            return run(*self._placed(given))
+        with lockstep.telling(number, lambda process: _pack(given, self._rows[process])):
+            return jax.block_until_ready(run(*self._placed(given)))
 
     def lower_step(self, params: Any, rung: Rung) -> jax.stages.Lowered:
         """`step` lowered for weights given as ShapeDtypeStructs, and a block; nothing runs."""
@@ -115,3 +171,51 @@ class LiveModel:
         inputs = jax.tree.map(struct, rung.cut(empty_input(self.spec, (self.slots,))))
         keys = struct(np.zeros((self.slots, 2), np.uint32))
         return self._step.lower(params, self._abstract_state, inputs, keys)
+
+
+def _rows(sharding: jax.sharding.Sharding, slots: int) -> dict[int, np.ndarray]:
+    """The slots that lie with each process."""
+    rows: dict[int, set[int]] = collections.defaultdict(set)
+    device: Any
+    for device, (part,) in sharding.devices_indices_map((slots,)).items():
+        rows[device.process_index] |= set(range(*part.indices(slots)))
+    return {process: np.array(sorted(mine)) for process, mine in rows.items()}
+
+
+def _pack(given: _Given, rows: np.ndarray) -> list[np.ndarray]:
+    """What was given for these slots, of the patches the real ones."""
+    inputs, _ = given
+    parts = [x[rows] for x in _small(given)]
+    if inputs is not None:
+        parts.append(inputs.patches[_patches(inputs, rows)])
+    return parts
+
+
+def _unpack(given: _Given, rows: np.ndarray, message: bytearray) -> None:
+    """Writes it into these slots of another's."""
+    inputs, _ = given
+    at = 0
+
+    def take(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        nonlocal at
+        part = np.frombuffer(message, dtype, math.prod(shape), at).reshape(shape)
+        at += part.nbytes
+        return part
+
+    for x in _small(given):
+        x[rows] = take((len(rows), *x.shape[1:]), x.dtype)
+    if inputs is not None:
+        real = _patches(inputs, rows)
+        inputs.patches[real] = take((len(real[0]), *inputs.patches.shape[2:]), inputs.patches.dtype)
+
+
+def _small(given: _Given) -> list[np.ndarray]:
+    """The arrays but the patches, which may be megabytes a slot."""
+    inputs, each = given
+    return jax.tree.leaves((inputs and dataclasses.replace(inputs, patches=None), each))
+
+
+def _patches(inputs: MicroTurnInput, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the real patches of these slots are: slots, and places."""
+    row, place = np.nonzero(np.arange(inputs.patches.shape[1]) < inputs.num_patches[rows][:, None])
+    return rows[row], place

@@ -106,7 +106,7 @@ class Engine:
         """Compiles everything that will ever run, then starts to tick."""
         bundle = self.bundle
         self._model = LiveModel(bundle.executor, bundle.model, bundle.spec, self.num_slots)
-        self._params = jax.device_put(bundle.params)
+        self._params = bundle.params
         self._state = self._model.warm_up(self._params)
         self._compiled = compilations.count
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import threadpoolctl
 
+from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.door_grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
@@ -76,3 +77,12 @@ async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[
         await told_to_stop.wait()
     finally:
         await server.stop()
+
+
+def follow(bundle: ModelBundle, settings: ServerSettings) -> None:
+    """What a pod's other processes do while the first one serves: they run its engine's programs, until it ends."""
+    model = LiveModel(bundle.executor, bundle.model, bundle.spec, settings.slots)
+    state = model.warm_up(bundle.params)
+    gc.collect()
+    gc.freeze()
+    model.follow(bundle.params, state)

@@ -37,6 +37,7 @@ from tml_jax.checkpoint.store import (
 )
 from tml_jax.checkpoint.weights import place_params
 from tml_jax.data.pipeline import Batch, Pipeline
+from tml_jax.executor.watchdog import Watchdog
 from tml_jax.train.bar import log_above_bar
 from tml_jax.train.config import ExperimentConfig, TrainConfig
 from tml_jax.train.interrupt import Interruption
@@ -44,7 +45,6 @@ from tml_jax.train.optimizer import schedule
 from tml_jax.train.progress import Progress
 from tml_jax.train.spending import Spending
 from tml_jax.train.trainer import Trainer, TrainState
-from tml_jax.train.watchdog import Watchdog
 
 LOG = logging.getLogger(__name__)
 

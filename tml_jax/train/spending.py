@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from tml_jax.train.watchdog import Watchdog
+from tml_jax.executor.watchdog import SLOW_S, Watchdog
 
 What = Literal["data", "step", "save", "evaluate"]
 _DOING: dict[What, str] = {
@@ -33,7 +33,7 @@ class Spending:
     @contextlib.contextmanager
     def on(self, what: What, step: int, *, slow: bool = False) -> Iterator[None]:
         """The block is spent on this, for this step; `slow`: it may take minutes, as a step that is compiled does."""
-        self._watchdog.at(step, _DOING[what], slow)
+        self._watchdog.at(step, _DOING[what], SLOW_S if slow else None)
         begin = time.monotonic()
         yield
         took = time.monotonic() - begin

@@ -1,4 +1,4 @@
-"""Ends the whole of a pod's run when one process is dead or stuck, in a sentence that names it, its step and the cause.
+"""Ends all of a pod's work when one process is dead or stuck, in a sentence that names it, its step and the cause.
 
 Otherwise the others would wait in a collective for ever. Every process tells the coordination service each second where
 it is, from a thread of its own; one that waits long looks where the others are.
@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import threading
+from typing import NoReturn
 
 import jax
 from jax._src import distributed
@@ -19,23 +20,24 @@ STATUS = os.EX_TEMPFAIL
 
 _BEAT_S = 1.0
 _SUSPICION_BEATS = 5
-# What may take its time: compiling, an evaluation, a save that waits for the one before.
-_SLOW_BEATS = 1800
 _KEY = "tml_jax/watchdog/"
+
+SLOW_S = 1800.0
+"""For what may take its time: compiling, an evaluation, a save that waits for the one before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a process is: what it is doing for which step, the how manieth thing that is, and whether that is slow."""
+    """Where a process is: what it is doing for which step, the how manieth thing that is, and beats it may take."""
 
     step: int
     count: int
     what: str
-    slow: bool
+    within: float
 
 
 class Watchdog:
-    """Watches over a pod's training; a context manager around its loop, and nothing on one process alone.
+    """Watches over a pod's work; a context manager around its loop, and nothing on one process alone.
 
         with Watchdog(stuck_after_s=40) as watchdog:
             ...
@@ -45,20 +47,25 @@ class Watchdog:
     a process which was stopped and goes on is not held to have been stuck.
 
     Args:
-      stuck_after_s: how long a process may be at one thing that isn't slow.
+      stuck_after_s: how long a process may be at one thing, where nothing else is said of it.
       silent_after_s: after how long without a word a process is dead.
     """
 
     def __init__(self, stuck_after_s: float, silent_after_s: float = 20.0) -> None:
         self._client, self._process = distributed.global_state.client, distributed.global_state.process_id
         self._stuck, self._silent = stuck_after_s / _BEAT_S, silent_after_s / _BEAT_S
-        self._at = _Place(0, 0, "starting", True)
+        self._at = _Place(0, 0, "starting", SLOW_S / _BEAT_S)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def at(self, step: int, what: str, slow: bool = False) -> None:
-        """This process is now doing `what`, such as "saving", for this step; `slow`: it may take minutes."""
-        self._at = _Place(step, self._at.count + 1, what, slow)
+    def at(self, step: int, what: str, within_s: float | None = None) -> None:
+        """This process is now doing `what`, such as "saving", for this step.
+
+        Args:
+          within_s: how long that may take, such as `SLOW_S` or for ever (infinity); None: `stuck_after_s`.
+        """
+        within = self._stuck if within_s is None else within_s / _BEAT_S
+        self._at = _Place(step, self._at.count + 1, what, within)
 
     def __enter__(self) -> "Watchdog":
         if self._client is not None:
@@ -66,15 +73,22 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *traceback: object) -> None:
         if self._client is None:
             return
-        if kind is not None and issubclass(kind, jax.errors.JaxRuntimeError):
-            # A collective that failed: the process at its other end is gone, and it will be known which.
-            LOG.error("%s", exception[0])
-            self._thread.join((_SUSPICION_BEATS + 2 * self._silent) * _BEAT_S)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            self.blame(error)
         self._over.set()
         self._thread.join()
+
+    def blame(self, error: BaseException) -> None:
+        """A collective failed, so a process is gone. Waits to be ended by the sentence that names it, for a while."""
+        LOG.error("%s", error, exc_info=error)
+        self._thread.join((_SUSPICION_BEATS + 2 * self._silent) * _BEAT_S)
+
+    def end(self, cause: str) -> NoReturn:
+        """Ends this process for this cause, such as "process 1 is dead", from any thread."""
+        self._end(cause, self._at.step)
 
     def _say(self, beat: int, place: _Place) -> None:
         word = f"{beat} {place.step} {place.count} {place.what}"
@@ -103,13 +117,13 @@ class Watchdog:
             if dead:
                 silent_s = self._silent * _BEAT_S
                 self._end(f"{_named(dead)} dead: no word from it for {silent_s:.0f} s", own.step)
-            if waited >= (_SLOW_BEATS if own.slow else self._stuck):
+            if waited >= own.within:
                 places = {process: word.split(" ", 3)[1:] for process, word in words.items()}
                 step, count, what = min(places.values(), key=lambda place: int(place[1]))
                 behind = [process for process, place in places.items() if place[1] == count]
                 self._end(f"{_named(behind)} stuck: {what} for {waited * _BEAT_S:.0f} s", int(step))
 
-    def _end(self, cause: str, step: int) -> None:
+    def _end(self, cause: str, step: int) -> NoReturn:
         LOG.error("step %d cannot end: %s; process %d ends", step, cause, self._process)
         logging.shutdown()
         os._exit(STATUS)

@@ -15,7 +15,7 @@ PROCESSES = 3
 PROGRAM = """
     import logging, sys, time
     import jax
-    from tml_jax.train.watchdog import Watchdog
+    from tml_jax.executor.watchdog import Watchdog
 
     address, process, stuck, processes = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     logging.basicConfig()
