@@ -3,23 +3,31 @@
 Weights (`model.primitives.Declare`), session state (`model.state.declare_state`) and batches name their
 logical axes where they are declared; `RULES` says which mesh axes each is cut over. A mesh always has the four
 axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis is cut over as many of its mesh axes, from the first
-on, as divide it.
+on, as divide it, and as no earlier axis of the array has taken.
+
+So tokens are cut along time (`sequence`) over what their batch leaves: a batch of fewer windows than devices is cut
+over the first mesh axes, and each window over the others. Weights lie as ever. What a token needs of those before it
+comes from the devices before (`before`, `beginning`).
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
-# logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations.
+# logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations, `sequence` their
+# tokens and all else that goes along time.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "sequence": ("data", "fsdp", "expert"),
     "slot": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
@@ -64,9 +72,12 @@ def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -
     return Mesh(placed, MESH_AXES)
 
 
-def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The mesh axes that a dimension of this logical axis and size is cut over; none where there is nothing to cut."""
-    axes = RULES.get(axis, ()) if axis else ()
+def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """The mesh axes that a dimension of this logical axis and size is cut over; none where there is nothing to cut.
+
+    `taken` are those that the array's earlier dimensions are cut over.
+    """
+    axes = tuple(a for a in RULES.get(axis or "", ()) if a not in taken)
     while axes and size % math.prod(mesh.shape[a] for a in axes):
         axes = axes[:-1]
     return axes if math.prod(mesh.shape[a] for a in axes) > 1 else ()
@@ -74,7 +85,22 @@ def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[s
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array whose dimensions have these logical axes."""
-    return PartitionSpec(*(mesh_axes(axis, size, mesh) or None for axis, size in zip(axes, shape, strict=True)))
+    spec: list[tuple[str, ...]] = []
+    for axis, size in zip(axes, shape, strict=True):
+        spec.append(mesh_axes(axis, size, mesh, sum(spec, ())))
+    return PartitionSpec(*(cut or None for cut in spec))
+
+
+def sequence_axes(shape: Sequence[int]) -> tuple[str, ...]:
+    """The mesh axes that the second dimension of activations [B, T, ...] is cut over, of the mesh in use."""
+    mesh = current_mesh()
+    return () if mesh is None else partition_spec(("batch", "sequence"), shape[:2], mesh)[1] or ()
+
+
+def num_parts(shape: Sequence[int]) -> int:
+    """Into how many parts that dimension is cut."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in sequence_axes(shape))
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
@@ -93,12 +119,15 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any, ...], out_axes: Any) -> Any:
+def on_each_device(
+    f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any, ...], out_axes: Any, out: Any = None
+) -> Any:
     """Runs `f` on each device's own part of its arguments (`jax.shard_map`); with one device, just runs it.
 
     Args:
-      f: what needs nothing from other devices.
+      f: what needs nothing from other devices, or asks for it (`before`).
       args: arrays, or trees of arrays. axes: their logical axes, as tuples. out_axes: the same of what `f` returns.
+      out: of the shapes that `f` returns, with all devices' parts; None: those that it returns for all of `args`.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -107,8 +136,36 @@ def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any
     def specs(tree: Any, axes: Any) -> Any:
         return jax.tree.map(lambda x, a: partition_spec(a, x.shape, mesh), tree, axes)
 
-    out_specs = specs(jax.eval_shape(f, *args), out_axes)
+    out_specs = specs(jax.eval_shape(f, *args) if out is None else out, out_axes)
     return jax.shard_map(f, mesh=mesh, in_specs=specs(args, axes), out_specs=out_specs, check_vma=False)(*args)
+
+
+def before(x: jax.Array, size: int, axes: tuple[str, ...]) -> jax.Array:
+    """Within `on_each_device`, the `size` tokens before a device's own; zeros before the first of all.
+
+    Args:
+      x: [B, T, ...], a device's own tokens. size: no more than all other devices have.
+      axes: the mesh axes that tokens are cut over.
+
+    Returns:
+      [B, size, ...].
+    """
+    devices, own = lax.axis_size(axes), x.shape[1]
+    parts = []
+    for hop in range(-(-size // own), 0, -1):
+        last = lax.slice_in_dim(x, max(hop * own - size, 0), own, axis=1)
+        parts.append(lax.ppermute(last, axes, [(i, i + hop) for i in range(devices - hop)]))
+    return jnp.concatenate(parts, axis=1)
+
+
+def beginning(x: jax.Array, size: int, axes: tuple[str, ...]) -> jax.Array:
+    """Within `on_each_device`, the first `size` of all tokens, [B, size, ...]; arguments as of `before`."""
+    x, index = x[:, :size], lax.axis_index(axes)
+    own = x.shape[1]
+    holders = -(-size // own)
+    buffer = jnp.zeros((x.shape[0], holders * own, *x.shape[2:]), x.dtype)
+    buffer = lax.dynamic_update_slice_in_dim(buffer, x, jnp.minimum(index, holders - 1) * own, axis=1)
+    return lax.psum(jnp.where(index < holders, buffer[:, :size], 0), axes)
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:

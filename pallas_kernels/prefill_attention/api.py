@@ -53,8 +53,9 @@ def prefill_attention(
     fits = k.shape == v.shape == (b, s, groups, dim) and s >= t and h % groups == 0 and r.shape[:3] == (b, t, h)
     if not fits or profiles.shape[0] != r.shape[3] or (document_start is not None and document_start.shape != (b, t)):
         raise ValueError(
-            "prefill_attention needs q [B, T, H, K], k and v [B, S, G, K] with T <= S and G dividing H, r [B, T, H, R], "
-            f"profiles [R, E] and document_start [B, T]; got {q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
+            "prefill_attention needs q [B, T, H, K], k and v [B, S, G, K] with T <= S, G dividing H, r [B, T, H, R], "
+            "profiles [R, E] and document_start [B, T]; got "
+            f"{q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
             f"{None if document_start is None else document_start.shape}."
         )
     dtypes = [x.dtype for x in (q, k, v, r, profiles)]
