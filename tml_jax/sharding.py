@@ -83,18 +83,23 @@ def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh, taken: Col
     return axes if math.prod(mesh.shape[a] for a in axes) > 1 else ()
 
 
+def cuts(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], ...]:
+    """The mesh axes that each dimension of an array with these logical axes is cut over."""
+    found: tuple[tuple[str, ...], ...] = ()
+    for axis, size in zip(axes, shape, strict=True):
+        found += (mesh_axes(axis, size, mesh, sum(found, ())),)
+    return found
+
+
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array whose dimensions have these logical axes."""
-    spec: list[tuple[str, ...]] = []
-    for axis, size in zip(axes, shape, strict=True):
-        spec.append(mesh_axes(axis, size, mesh, sum(spec, ())))
-    return PartitionSpec(*(cut or None for cut in spec))
+    return PartitionSpec(*(cut or None for cut in cuts(axes, shape, mesh)))
 
 
 def sequence_axes(shape: Sequence[int]) -> tuple[str, ...]:
     """The mesh axes that the second dimension of activations [B, T, ...] is cut over, of the mesh in use."""
     mesh = current_mesh()
-    return () if mesh is None else partition_spec(("batch", "sequence"), shape[:2], mesh)[1] or ()
+    return () if mesh is None else cuts(("batch", "sequence"), shape[:2], mesh)[1]
 
 
 def num_parts(shape: Sequence[int]) -> int:

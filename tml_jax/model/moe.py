@@ -116,6 +116,5 @@ def _placement(x: Array, axes: Axes, gate_up: Array, down: Array) -> Placement |
         return None
     *_, width, hidden = gate_up.shape
     sizes = (("expert", down.shape[-3]), ("expert_mlp", hidden), ("embed", width))
-    cuts = (next(iter(sharding.mesh_axes(axis, size, mesh)), None) for axis, size in sizes)
-    tokens = sharding.partition_spec(axes, x.shape[:2], mesh)
-    return Placement(mesh, tuple(cut or () for cut in tokens), *cuts)
+    weights = (next(iter(sharding.mesh_axes(axis, size, mesh)), None) for axis, size in sizes)
+    return Placement(mesh, sharding.cuts(axes, x.shape[:2], mesh), *weights)

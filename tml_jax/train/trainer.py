@@ -117,15 +117,20 @@ class Trainer:
         average = jax.tree.map(jnp.copy, params) if self.config.ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
-    def _cut(self, length: int) -> NamedSharding:
-        """How arrays of a batch lie whose second axis has this length: groups, as one microbatch's, and along time."""
-        groups = self.config.batch_size // self.group // self.config.microbatches
-        return self.executor.sharding(("batch", "sequence" if self.group == 1 else None), (groups, length))
+    @property
+    def _at_once(self) -> int:
+        """Groups of a microbatch."""
+        return self.config.batch_size // self.group // self.config.microbatches
 
     @property
     def _shards(self) -> int:
-        """Parts that the groups of a microbatch are cut in."""
-        return math.prod(self.executor.mesh.shape[axis] for axis in self._cut(1).spec[0] or ())
+        """Parts that they are cut in."""
+        cut = sharding.mesh_axes("batch", self._at_once, self.executor.mesh)
+        return math.prod(self.executor.mesh.shape[axis] for axis in cut)
+
+    def _cut(self, length: int) -> NamedSharding:
+        """How an array of a batch lies whose second axis, along time, is so long."""
+        return self.executor.sharding(("batch", "sequence" if self.group == 1 else None), (self._at_once, length))
 
     def groups(self) -> list[int]:
         """The groups of a batch that this process's devices hold, in order.
@@ -149,7 +154,7 @@ class Trainer:
         if self.num_tokens % share or self.turns % share:
             raise ValueError(
                 f"Windows of {self.num_tokens} tokens and {self.turns} micro-turns can't be cut over the {share} "
-                f"devices that share one where {count // parts} go at once: make both multiples of {share}, or "
+                f"devices that share one where {self._at_once} go at once: make both multiples of {share}, or "
                 "batch_size larger."
             )
         indices = self._cut(1).addressable_devices_indices_map((count, 1)).values()
