@@ -3,25 +3,35 @@
 Weights (`model.primitives.Declare`), session state (`model.state.declare_state`) and batches name their
 logical axes where they are declared; `RULES` says which mesh axes each is cut over. A mesh always has the four
 axes of `MESH_AXES`; a single device is the mesh 1x1x1x1. An axis is cut over as many of its mesh axes, from the first
-on, as divide it.
+on, as divide it, and as no earlier axis of the array has taken.
+
+So tokens are cut along time (`sequence`) over what their batch leaves: a batch of fewer windows than devices is cut
+over the first mesh axes, and each window over the others. Weights lie as ever. What a token needs of those before it
+comes from the devices before (`before`, `beginning`).
 """
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
-# logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations.
+# logical axis -> mesh axes. `slot` (serving) and `batch` (training) are the independent conversations, `sequence` their
+# tokens and all else that goes along time. Weights that `fsdp` cuts along `embed` are gathered before they are used;
+# those that aren't an expert's are cut over `expert` as well, so that no device holds or updates what another one does.
 RULES: Mapping[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "sequence": ("data", "fsdp", "expert"),
     "slot": ("data", "fsdp", "expert"),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "expert"),
+    "embed_by_fsdp": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -64,37 +74,42 @@ def make_mesh(shape: Sequence[int] = (), devices: Sequence[Any] | None = None) -
     return Mesh(placed, MESH_AXES)
 
 
-def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The mesh axes that a dimension of this logical axis and size is cut over; none where there is nothing to cut."""
-    axes = RULES.get(axis, ()) if axis else ()
+def mesh_axes(axis: str | None, size: int, mesh: Mesh | AbstractMesh, taken: Collection[str] = ()) -> tuple[str, ...]:
+    """The mesh axes that a dimension of this logical axis and size is cut over; none where there is nothing to cut.
+
+    `taken` are those that the array's earlier dimensions are cut over.
+    """
+    axes = tuple(a for a in RULES.get(axis or "", ()) if a not in taken)
+    if axis == "embed" and mesh.shape["fsdp"] == 1:  # weights lie as they are used
+        return ()
     while axes and size % math.prod(mesh.shape[a] for a in axes):
         axes = axes[:-1]
     return axes if math.prod(mesh.shape[a] for a in axes) > 1 else ()
 
 
-def by_rule(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], ...]:
-    """The `mesh_axes` of each dimension of an array with these logical axes."""
-    return tuple(mesh_axes(axis, size, mesh) for axis, size in zip(axes, shape, strict=True))
-
-
 def cuts(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], ...]:
-    """The mesh axes that each dimension of an array with these logical axes is cut over.
-
-    A weight that `fsdp` cuts is gathered before it is used. If it isn't an expert's, it is cut over `expert` as well:
-    no device holds, updates or sends gradients of what another one does.
-    """
-    found, experts = by_rule(axes, shape, mesh), mesh.shape["expert"]
-    if experts == 1 or any("expert" in cut for cut in found):
-        return found
-    return tuple(
-        ("fsdp", "expert") if cut == ("fsdp",) and size % (mesh.shape["fsdp"] * experts) == 0 else cut
-        for cut, size in zip(found, shape, strict=True)
-    )
+    """The mesh axes that each dimension of an array with these logical axes is cut over."""
+    found: tuple[tuple[str, ...], ...] = ()
+    for axis, size in zip(axes, shape, strict=True):
+        found += (mesh_axes(axis, size, mesh, sum(found, ())),)
+    return found
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The spec of an array whose dimensions have these logical axes."""
     return PartitionSpec(*(cut or None for cut in cuts(axes, shape, mesh)))
+
+
+def sequence_axes(shape: Sequence[int]) -> tuple[str, ...]:
+    """The mesh axes that the second dimension of activations [B, T, ...] is cut over, of the mesh in use."""
+    mesh = current_mesh()
+    return () if mesh is None else cuts(("batch", "sequence"), shape[:2], mesh)[1]
+
+
+def num_parts(shape: Sequence[int]) -> int:
+    """Into how many parts that dimension is cut."""
+    mesh = current_mesh()
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in sequence_axes(shape))
 
 
 def shardings(axes: Any, abstract: Any, mesh: Mesh) -> Any:
@@ -113,12 +128,15 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any, ...], out_axes: Any) -> Any:
+def on_each_device(
+    f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any, ...], out_axes: Any, out: Any = None
+) -> Any:
     """Runs `f` on each device's own part of its arguments (`jax.shard_map`); with one device, just runs it.
 
     Args:
-      f: what needs nothing from other devices.
+      f: what needs nothing from other devices, or asks for it (`before`).
       args: arrays, or trees of arrays. axes: their logical axes, as tuples. out_axes: the same of what `f` returns.
+      out: of the shapes that `f` returns, with all devices' parts; None: those that it returns for all of `args`.
     """
     mesh = current_mesh()
     if mesh is None:
@@ -127,35 +145,59 @@ def on_each_device(f: Callable[..., Any], args: tuple[Any, ...], axes: tuple[Any
     def specs(tree: Any, axes: Any) -> Any:
         return jax.tree.map(lambda x, a: partition_spec(a, x.shape, mesh), tree, axes)
 
-    out_specs = specs(jax.eval_shape(f, *args), out_axes)
+    out_specs = specs(jax.eval_shape(f, *args) if out is None else out, out_axes)
     return jax.shard_map(f, mesh=mesh, in_specs=specs(args, axes), out_specs=out_specs, check_vma=False)(*args)
+
+
+def before(x: jax.Array, size: int, axes: tuple[str, ...]) -> jax.Array:
+    """Within `on_each_device`, the `size` tokens before a device's own; zeros before the first of all.
+
+    Args:
+      x: [B, T, ...], a device's own tokens. size: no more than all other devices have.
+      axes: the mesh axes that tokens are cut over.
+
+    Returns:
+      [B, size, ...].
+    """
+    devices, own = lax.axis_size(axes), x.shape[1]
+    parts = []
+    for hop in range(-(-size // own), 0, -1):
+        last = lax.slice_in_dim(x, max(hop * own - size, 0), own, axis=1)
+        parts.append(lax.ppermute(last, axes, [(i, i + hop) for i in range(devices - hop)]))
+    return jnp.concatenate(parts, axis=1)
+
+
+def beginning(x: jax.Array, size: int, axes: tuple[str, ...]) -> jax.Array:
+    """Within `on_each_device`, the first `size` of all tokens, [B, size, ...]; arguments as of `before`."""
+    x, index = x[:, :size], lax.axis_index(axes)
+    own = x.shape[1]
+    holders = -(-size // own)
+    buffer = jnp.zeros((x.shape[0], holders * own, *x.shape[2:]), x.dtype)
+    buffer = lax.dynamic_update_slice_in_dim(buffer, x, jnp.minimum(index, holders - 1) * own, axis=1)
+    return lax.psum(jnp.where(index < holders, buffer[:, :size], 0), axes)
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """Pins an activation's sharding where a mesh is in use; otherwise does nothing."""
-    return _pin(x, axes, cuts)
-
-
-def _pin(x: jax.Array, axes: Sequence[str | None], how: Callable[..., tuple[tuple[str, ...], ...]]) -> jax.Array:
     mesh = current_mesh()
     if mesh is None:
         return x
-    spec = PartitionSpec(*(cut or None for cut in how(axes, x.shape, mesh)))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, partition_spec(axes, x.shape, mesh)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def whole(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """A weight gathered for the arithmetic; its gradient is added up and cut at once (reduce-scatter).
+    """A weight gathered over `embed`, for the arithmetic; its gradient is added up and cut at once (reduce-scatter).
 
     It is cut by `fsdp` first: parts as small as both axes make are no whole tiles of a TPU, which would rather add up
     all of the gradient everywhere.
     """
-    return constrain(x, [None if RULES.get(axis or "") == ("fsdp",) else axis for axis in axes])
+    return constrain(x, [None if axis == "embed" else axis for axis in axes])
 
 
 def _cut_gradient(axes: Sequence[str | None], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (constrain(_pin(gradient, axes, by_rule), axes),)
+    first = constrain(gradient, ["embed_by_fsdp" if axis == "embed" else axis for axis in axes])
+    return (constrain(first, axes),)
 
 
 whole.defvjp(lambda x, axes: (whole(x, axes), None), _cut_gradient)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import platform
@@ -14,8 +15,8 @@ _PLAIN = {"gpu": cpu, "cpu": cpu, "reference": reference}
 
 def prefill_attention(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t g k"],
-    v: Float[Array, "b t g k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
     r: Float[Array, "b t h r"],
     profiles: Float[Array, "r e"],
     document_start: Int[Array, "b t"] | None = None,
@@ -24,16 +25,17 @@ def prefill_attention(
     sinks: int = 0,
     key_block: int | None = None,
 ) -> Float[Array, "b t h k"]:
-    """Attends within sequences, from their first token.
+    """Attends within sequences: the queries of their last T tokens, to the keys of all S.
 
     The score of a query at p and a key at s is ``q . k + r . profiles[:, p - s]``, the second term only for
     p - s < E. Key s is visible to query p if ``document_start <= s <= p`` and ``p - s < window`` or
     ``s - document_start < sinks``. Query head h uses kv head ``h // (H // G)``.
 
     Args:
-      q: [B, T, H, K], normed and scaled. k, v: [B, T, G, K]; k normed.
+      q: [B, T, H, K], normed and scaled. k, v: [B, S, G, K], S >= T; k normed.
       r: [B, T, H, R], relative states, scaled. profiles: [R, E].
-      document_start: int32 [B, T], where the document of each token began. None: at the sequence's first token.
+      document_start: int32 [B, T], the position among the S tokens where the document of each of the T began. None: at
+        the first.
       window, sinks: see above.
       key_block: keys are added up in blocks of so many positions, in rising order, as in `streaming_attention` with
         the same `key_block`. None: 256 on a TPU, all keys at once elsewhere.
@@ -47,12 +49,13 @@ def prefill_attention(
       ValueError: shapes do not fit, or dtypes differ.
     """
     b, t, h, dim = q.shape
-    groups = k.shape[2]
-    fits = k.shape == v.shape == (b, t, groups, dim) and h % groups == 0 and r.shape[:3] == (b, t, h)
+    s, groups = k.shape[1:3]
+    fits = k.shape == v.shape == (b, s, groups, dim) and s >= t and h % groups == 0 and r.shape[:3] == (b, t, h)
     if not fits or profiles.shape[0] != r.shape[3] or (document_start is not None and document_start.shape != (b, t)):
         raise ValueError(
-            "prefill_attention needs q [B, T, H, K], k and v [B, T, G, K] with G dividing H, r [B, T, H, R], profiles "
-            f"[R, E] and document_start [B, T]; got {q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
+            "prefill_attention needs q [B, T, H, K], k and v [B, S, G, K] with T <= S, G dividing H, r [B, T, H, R], "
+            "profiles [R, E] and document_start [B, T]; got "
+            f"{q.shape}, {k.shape}, {v.shape}, {r.shape}, {profiles.shape} and "
             f"{None if document_start is None else document_start.shape}."
         )
     dtypes = [x.dtype for x in (q, k, v, r, profiles)]
@@ -75,6 +78,9 @@ def prefill_attention(
         raise ValueError(
             f"prefill_attention on a TPU needs a key_block that is a multiple of {LANES}; got {key_block}."
         )
+    if pad := (t - s) % LANES:  # distances of tiles from each other are whole vectors
+        k, v = (jnp.pad(x, ((0, 0), (pad, 0), (0, 0), (0, 0))) for x in (k, v))
+        document_start = pad + (jnp.zeros((b, t), jnp.int32) if document_start is None else document_start)
     return _on_tpu(window, sinks, key_block, q, k, v, r, profiles, document_start)
 
 
@@ -90,7 +96,8 @@ def _attend(
     document_start: Array | None,
 ) -> tuple[Array, Array]:
     rank, extent = profiles.shape
-    tiling = Tiling.of(q.shape[1], q.shape[2] // k.shape[2], rank, extent, window, sinks, key_block)
+    t, s, queries = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    tiling = Tiling.of(t, queries, rank, extent, window, sinks, key_block, s, s - t)
     return tpu.attend(tiling, q, k, v, r, profiles, document_start)
 
 

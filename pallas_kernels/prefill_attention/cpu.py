@@ -18,8 +18,8 @@ QUERY_CHUNK = 512
 
 def prefill_attention(
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t g k"],
-    v: Float[Array, "b t g k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
     r: Float[Array, "b t h r"],
     profiles: Float[Array, "r e"],
     document_start: Int[Array, "b t"] | None,
@@ -35,7 +35,7 @@ def prefill_attention(
     if sinks == 0 and 2 * window < t:
         return _windows(q, k, v, r, profiles, document_start, window)
     if t <= QUERY_CHUNK:
-        return _dense(q, k, v, r, profiles, document_start, 0, window, sinks)
+        return _dense(q, k, v, r, profiles, document_start, k.shape[1] - t, window, sinks)
     return _chunks(q, k, v, r, profiles, document_start, window, sinks)
 
 
@@ -50,7 +50,7 @@ def _in_order(
     sinks: int,
     key_block: int,
 ) -> Array:
-    b, t, groups, dim = k.shape
+    b, t, groups, dim = k.shape  # its queries are the last of t positions
     blocks = -(-t // key_block)
 
     def split(x: Array) -> Array:
@@ -58,7 +58,7 @@ def _in_order(
         return x.reshape(b, blocks, key_block, groups, dim).swapaxes(2, 3)
 
     block_start = jnp.broadcast_to(key_block * jnp.arange(blocks, dtype=jnp.int32), (b, blocks))
-    start, end = jnp.zeros((b,), jnp.int32), jnp.full((b,), t, jnp.int32)
+    start, end = jnp.full((b,), t - q.shape[1], jnp.int32), jnp.full((b,), t, jnp.int32)
     return attend_blocks(
         q, r, profiles, split(k), split(v), block_start, start, end, document_start, window=window, sinks=sinks
     )
@@ -90,7 +90,7 @@ def _chunks(
 ) -> Array:
     """As `_dense`, `QUERY_CHUNK` queries at a time, recomputed in the backward pass."""
     b, t = q.shape[:2]
-    chunks = -(-t // QUERY_CHUNK)
+    chunks, first = -(-t // QUERY_CHUNK), k.shape[1] - t
 
     @jax.checkpoint
     def one(args: tuple[Any, ...]) -> Array:
@@ -101,25 +101,26 @@ def _chunks(
         x = jnp.pad(x, ((0, 0), (0, chunks * QUERY_CHUNK - t), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(b, chunks, QUERY_CHUNK, *x.shape[2:]), 1, 0)
 
-    y = jax.lax.map(one, (*jax.tree.map(split, (q, r, documents)), QUERY_CHUNK * jnp.arange(chunks)))
+    y = jax.lax.map(one, (*jax.tree.map(split, (q, r, documents)), first + QUERY_CHUNK * jnp.arange(chunks)))
     return jnp.moveaxis(y, 0, 1).reshape(b, chunks * QUERY_CHUNK, *q.shape[2:])[:, :t]
 
 
 def _windows(q: Array, k: Array, v: Array, r: Array, profiles: Array, documents: Array | None, window: int) -> Array:
     """Blocks of one window: a block of queries sees its own block of keys and the one before."""
     b, t = q.shape[:2]
-    blocks = -(-t // window)
+    blocks, before = -(-t // window), k.shape[1] - t
 
     def split(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, blocks * window - t), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(b, blocks, window, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % window), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(b, -1, window, *x.shape[2:])
 
     def with_previous(x: Array) -> Array:
+        x = jnp.pad(x[:, max(before - window, 0) :], ((0, 0), (max(window - before, 0), 0), (0, 0), (0, 0)))
         x = split(x)
-        return jnp.concatenate([jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))[:, :-1], x], axis=2)
+        return jnp.concatenate([x[:, :-1], x[:, 1:]], axis=2)
 
     distance = window + jnp.arange(window)[:, None] - jnp.arange(2 * window)
-    position = window * (jnp.arange(blocks)[:, None, None] - 1) + jnp.arange(2 * window)
+    position = before + window * (jnp.arange(blocks)[:, None, None] - 1) + jnp.arange(2 * window)
     first = jnp.zeros((1, blocks, window), jnp.int32) if documents is None else split(documents)
     visible = (distance >= 0) & (distance < window) & (position >= first[..., None])
     bias = jnp.einsum("bnthr,rts->bnhts", split(r), toeplitz(profiles, window, window, 2 * window))

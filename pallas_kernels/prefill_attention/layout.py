@@ -101,7 +101,7 @@ class Layout:
           arrays: operands and results.
         """
         tiling = self.tiling
-        position = np.arange(tiling.query_length)
+        position = tiling.before + np.arange(tiling.query_length)
         seen = np.minimum(position + 1, tiling.window + np.minimum(tiling.sinks, position))
         pairs = self.sequences * self.groups * tiling.queries * int(np.minimum(seen, tiling.key_length).sum())
         return pl.CostEstimate(

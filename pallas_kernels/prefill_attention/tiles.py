@@ -35,6 +35,7 @@ class Tiling:
       queries: query heads of a kv head. rank, extent: of the profiles. window, sinks: what a query sees.
       tokens, key_block: of an inner tile. query_tile, key_tile: of a grid step, multiples of these.
       query_length, key_length: queries and keys, rounded up to whole tiles.
+      before: the position of the first query: keys that all queries come after.
     """
 
     queries: int
@@ -48,6 +49,7 @@ class Tiling:
     key_tile: int
     query_length: int
     key_length: int
+    before: int
 
     @classmethod
     def of(
@@ -59,17 +61,17 @@ class Tiling:
         window: int,
         sinks: int,
         key_block: int | None,
-        keys: int | None = None,
+        keys: int,
+        before: int,
     ) -> "Tiling":
-        """The cut of sequences of `t` tokens, of which only the first `keys` are keys (None: all)."""
-        keys = keys or t
+        """The cut of `t` queries from position `before` on, and `keys` keys from zero on."""
         key_block = key_block or KEY_BLOCK
         query_tile = min(round_up(t, TOKENS), max(QUERY_TILE, TOKENS))
         reach = round_up(max(window, sinks), key_block)  # a shorter window is not worth a longer tile
         key_tile = min(round_up(keys, key_block), reach, max(KEY_TILE // key_block * key_block, key_block))
         return cls(
             queries, rank, extent, window, sinks, TOKENS, key_block, query_tile, key_tile,
-            round_up(t, query_tile), round_up(keys, key_tile),
+            round_up(t, query_tile), round_up(keys, key_tile), before,
         )  # fmt: skip
 
     @property
@@ -141,7 +143,7 @@ def steps(bounds: Int[Array, "b 2 tiles"], tiling: Tiling, documents: bool) -> t
       int32 [2, S], the query tile and key tile of each step; every query tile has one.
       int32 [B, S], the key tile to have in memory: a step whose queries see none of its keys keeps the last one's.
     """
-    query = np.arange(tiling.query_length // tiling.query_tile)[:, None] * tiling.query_tile
+    query = tiling.before + np.arange(tiling.query_length // tiling.query_tile)[:, None] * tiling.query_tile
     key = np.arange(tiling.key_length // tiling.key_tile)[None, :] * tiling.key_tile
     last_start = query + tiling.query_tile - 1 if documents else 0
     possible = tiling.meets(query, tiling.query_tile, key, tiling.key_tile, (0, last_start))
@@ -149,7 +151,7 @@ def steps(bounds: Int[Array, "b 2 tiles"], tiling: Tiling, documents: bool) -> t
     inner = tiling.query_tile // tiling.tokens
     of_tile = bounds.reshape(bounds.shape[0], 2, -1, inner)
     first, last = of_tile[:, 0].min(axis=-1)[:, pairs[0]], of_tile[:, 1].max(axis=-1)[:, pairs[0]]
-    query, key = pairs[0] * tiling.query_tile, pairs[1] * tiling.key_tile
+    query, key = tiling.before + pairs[0] * tiling.query_tile, pairs[1] * tiling.key_tile
     meets = tiling.meets(query, tiling.query_tile, key, tiling.key_tile, (first, last))
     latest = lax.cummax(jnp.where(meets, np.arange(pairs.shape[1]), 0).astype(jnp.int32), axis=1)
     return pairs, jnp.asarray(pairs[1])[latest]

@@ -82,7 +82,7 @@ def _kernel(
 
     step = Step(
         tiling,
-        tile * tiling.query_tile,
+        tiling.before + tile * tiling.query_tile,
         pairs[1, index] * tiling.key_tile,
         bounds,
         pl.program_id(0) // groups if documents else 0,

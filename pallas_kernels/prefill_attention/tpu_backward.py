@@ -110,7 +110,7 @@ def _kernel(
                 dr[head, :, tokens] += dot(profiles[:, lanes], by_distance[head], (1, 1))
 
     sequence = pl.program_id(0) // groups if documents else 0
-    step = Step(tiling, tile * tiling.query_tile, pairs[1, index] * tiling.key_tile, bounds, sequence)
+    step = Step(tiling, tiling.before + tile * tiling.query_tile, pairs[1, index] * tiling.key_tile, bounds, sequence)
     step.each(near=add, far=lambda key: add(0, key, near=False))
 
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
@@ -193,8 +193,8 @@ def gradients(
     key_block: int | None,
     grad: Float[Array, "b t h k"],
     q: Float[Array, "b t h k"],
-    k: Float[Array, "b t g k"],
-    v: Float[Array, "b t g k"],
+    k: Float[Array, "b s g k"],
+    v: Float[Array, "b s g k"],
     r: Float[Array, "b t h r"],
     profiles: Float[Array, "r e"],
     document_start: Array | None,
@@ -202,23 +202,29 @@ def gradients(
     lse: Float[Array, "b t h"],
 ) -> Gradients:
     """The gradients of q, k, v, r and profiles, in their dtype, from that of y; y and `lse` are `tpu.attend`'s."""
-    t, queries, (rank, extent) = q.shape[1], q.shape[2] // k.shape[2], profiles.shape
+    t, s, queries, (rank, extent) = q.shape[1], k.shape[1], q.shape[2] // k.shape[2], profiles.shape
+    before = s - t
     # The log-sum-exp of a row that isn't finite is NaN, so the kernel needs not see it from these: no zero times NaN.
     q, k, v, r, profiles = map(finite, (q, k, v, r, profiles))
     block = key_block or LANES
     per_call = max(SUMS_BYTES // (8 * q.dtype.itemsize * q.shape[3]) // block, 1) * block
     parts = []
-    for first in range(0, t, per_call):
-        keys, pinned = min(per_call, t - first), sinks if document_start is not None else max(sinks - first, 0)
-        last = t if pinned else min(t, first + keys + window - 1)
-        tiling = Tiling.of(last - first, queries, rank, extent, window, pinned, key_block, keys)
-        of_queries = [x[:, first:last] for x in (q, grad, y, lse, r)]
+    for first in range(0, s, per_call):
+        keys, pinned = min(per_call, s - first), sinks if document_start is not None else max(sinks - first, 0)
+        # The queries, by their numbers, that may see any of these keys.
+        begin, end = max(first - before, 0), t if pinned else min(t, first + keys + window - 1 - before)
+        if begin >= end:
+            parts.append([jnp.zeros(x.shape, jnp.float32) for x in (q, k[:, :keys], v[:, :keys], r, profiles)])
+            continue
+        place = before + begin - first
+        tiling = Tiling.of(end - begin, queries, rank, extent, window, pinned, key_block, keys, place)
+        of_queries = [x[:, begin:end] for x in (q, grad, y, lse, r)]
         of_keys = [x[:, first : first + keys] for x in (k, v)]
-        start = None if document_start is None else document_start[:, first:last] - first
-        dtype = q.dtype if keys == t else jnp.dtype(jnp.float32)  # another call adds to it
+        start = None if document_start is None else document_start[:, begin:end] - first
+        dtype = q.dtype if keys == s else jnp.dtype(jnp.float32)  # another call adds to it
         part = _call(tiling, dtype, of_queries, of_keys, profiles, start)
-        at = ((0, 0), (first, t - last), (0, 0), (0, 0))
-        parts.append((jnp.pad(part[0], at), *part[1:3], jnp.pad(part[3], at), part[4]))
+        at = ((0, 0), (begin, t - end), (0, 0), (0, 0))
+        parts.append([jnp.pad(part[0], at), *part[1:3], jnp.pad(part[3], at), part[4]])
     dq, dk, dv, dr, dprofiles = zip(*parts, strict=True)
     return (
         functools.reduce(jnp.add, dq).astype(q.dtype),

@@ -112,7 +112,7 @@ class Step:
         """
         tiling = self.tiling
         tiles = range(tiling.query_tile // tiling.tokens)
-        first = self.query // tiling.tokens
+        first = (self.query - tiling.before) // tiling.tokens
         documents = [tuple(self.bounds[self.sequence, i, first + tile] for i in range(2)) for tile in tiles]
         earliest = functools.reduce(jnp.minimum, (d[0] for d in documents))
         latest = functools.reduce(jnp.maximum, (d[1] for d in documents))

@@ -42,13 +42,13 @@ class Placement:
 
     Attributes:
       mesh: of the call.
-      tokens: mesh axes that x, ids and weights are cut over.
+      tokens: mesh axes that x, ids and weights are cut over, of each dimension of theirs but the last.
       experts, hidden, width: the mesh axis that E, F and D of the experts' weights are cut over.
       way: how tokens come to experts that are cut over one of the tokens' axes. None: the cheaper one (`cost`).
     """
 
     mesh: AbstractMesh
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[tuple[str, ...], ...] = ((),)
     experts: str | None = None
     hidden: str | None = None
     width: str | None = None
@@ -56,32 +56,34 @@ class Placement:
 
 
 def routed_experts(
-    x: Float[Array, "t d"],
-    expert_ids: Int[Array, "t k"],
-    weights: Float[Array, "t k"],
+    x: Float[Array, "*t d"],
+    expert_ids: Int[Array, "*t k"],
+    weights: Float[Array, "*t k"],
     gate_up: "Float[Array, '*l e 2 d f'] | Made",
     down: "Float[Array, '*l e f d'] | Made",
     layer: Int[Array, ""] | None = None,
     placement: Placement | None = None,
-) -> Float[Array, "t d"]:
+) -> Float[Array, "*t d"]:
     """``sum_k weights * down_e(silu(gate_e(x)) * up_e(x))``, by `expert_gemv` or `grouped_matmul`.
 
     Args:
-      x: [T, D] tokens. expert_ids: int32 [T, k]; an id of E or more uses no expert and gives nothing. weights: [T, k].
+      x: [..., D] tokens. expert_ids: int32 [..., k]; an id of E or more uses no expert and gives nothing. weights:
+        [..., k].
       gate_up: [E, 2, D, F]; down: [E, F, D]; arrays or `Made` of some. layer: int32; with it both are stacked over
         layers, [L, ...].
       placement: how the arrays lie on a mesh. None: all on one device.
 
     Returns:
-      [T, D], cut as x is. Every choice is computed, however uneven they are.
+      [..., D], cut as x is. Every choice is computed, however uneven they are.
 
     Raises:
       ValueError: shapes or dtypes do not fit.
     """
     if placement is None:
-        return _local(x, expert_ids, weights, _whole(gate_up), _whole(down), layer)
+        y = _local(*_rows(x, expert_ids, weights), _whole(gate_up), _whole(down), layer)
+        return y.reshape(x.shape)
     lead = () if layer is None else (None,)
-    rows = PartitionSpec(placement.tokens or None, None)
+    rows = PartitionSpec(*(axes or None for axes in placement.tokens), None)
     experts, hidden, width = placement.experts, placement.hidden, placement.width
     cut = PartitionSpec(*lead, experts, None, width, hidden), PartitionSpec(*lead, experts, hidden, width)
     cut = _specs(gate_up, cut[0]), _specs(down, cut[1])
@@ -102,6 +104,7 @@ def _on_this_device(
     placement: Placement,
     cut: Any,
 ) -> Array:
+    shape, (x, ids, weights) = x.shape, _rows(x, ids, weights)
     if placement.width is not None:  # fully sharded weights: gather this layer's, for as long as it needs them
         lead = 0 if layer is None else 1
         if layer is not None:
@@ -122,14 +125,19 @@ def _on_this_device(
     axis = placement.experts
     if axis is None:
         y = _local(x, ids, weights, *experts)
-    elif axis not in placement.tokens:
+    elif axis not in sum(placement.tokens, ()):
         y = _local(x, exchange.own_ids(ids, own, axis), weights, *experts)
         partial.append(axis)
     elif _way(placement, x, ids, axis) == "all_gather":
         y = exchange.gather(x, ids, weights, experts, own, axis, _local)
     else:
         y = exchange.all_to_all(x, ids, weights, experts, own, axis, _local, placement.mesh.axis_names)
-    return lax.psum(y, tuple(partial)) if partial else y
+    return (lax.psum(y, tuple(partial)) if partial else y).reshape(shape)
+
+
+def _rows(x: Array, ids: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Arrays [..., N] as [T, N]."""
+    return x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
 
 def _way(placement: Placement, x: Array, ids: Array, axis: str) -> Way:

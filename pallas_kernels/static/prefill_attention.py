@@ -132,7 +132,7 @@ def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load
     del load
     assert kernel.regions is not None
     window, sinks, extent = LAYERS[layer]
-    tiling = Tiling.of(tokens, HEADS // KV_HEADS, RANK, extent, window, sinks, None)
+    tiling = Tiling.of(tokens, HEADS // KV_HEADS, RANK, extent, window, sinks, None, tokens, 0)
     pairs, fetch = steps(document_bounds(None, tiling), tiling, documents=False)
     query, key = pairs[0] * tiling.query_tile, pairs[1] * tiling.key_tile
     begin = (query[:, None], key[:, None] + np.arange(tiling.key_tile // tiling.key_block) * tiling.key_block)

@@ -113,6 +113,21 @@ def test_without_documents_all_is_one(implementation):
     assert_close(none, one, 1e-6)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("before", [5, 50])
+@pytest.mark.parametrize("name", CASES)
+def test_queries_of_the_last_tokens_alone(implementation, name, before):
+    """Values and gradients are those of all queries where only these count; some of the keys' documents are cut."""
+    case = CASES[name]
+    *arrays, grad = draw(case, 9)
+    document_start = jnp.asarray([starts([], case[0]), starts([3, before + 9], case[0])])
+    grad = grad.at[:, :before].set(0)
+    theirs = compiled("reference", case)((*arrays, grad), document_start)
+    last = [x if i in (1, 2, 4) else x[:, before:] for i, x in enumerate((*arrays, grad))]
+    ours = compiled(implementation, case)(last, document_start[:, before:])
+    assert_close(ours, [x[:, before:] if i in (0, 1, 4) else x for i, x in enumerate(theirs)], 1e-5)
+
+
 @pytest.mark.parametrize("documents", [False, True])
 def test_keys_whose_gradients_have_no_room_go_in_several_calls(monkeypatch, documents):
     """With sinks beyond the first call's keys, and documents that began before the last call's."""

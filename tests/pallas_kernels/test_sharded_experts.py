@@ -55,7 +55,7 @@ def compare(name, shape, placement, which, stacked):
     found[name] = max(float(jnp.max(jnp.abs(a - b)) / (jnp.max(jnp.abs(b)) + 1e-6)) for a, b in zip(ours, theirs))
 
 def cut(way, tokens=("data", "fsdp", "expert"), width=None):
-    return dict(tokens=tokens, experts="expert", hidden="tensor", width=width, way=way)
+    return dict(tokens=(tokens,), experts="expert", hidden="tensor", width=width, way=way)
 
 for way in ("all_gather", "all_to_all"):
     for which in ids:
@@ -114,7 +114,7 @@ def compile_layer(topology, way, tokens, k, d=4096, f=2048, experts=256):
     os.environ.update(ENVIRONMENT)
     slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     mesh = topologies.make_mesh(slice_, (1, 1, 8, 1), ("data", "fsdp", "expert", "tensor"))
-    placement = Placement(mesh.abstract_mesh, ("expert",), "expert", None, None, way)
+    placement = Placement(mesh.abstract_mesh, (("expert",),), "expert", None, None, way)
 
     def array(shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec("expert")))

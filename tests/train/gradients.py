@@ -1,8 +1,9 @@
 """Loss and gradients of the shipped `inkling_tiny` on meshes, by one process or several; see `test_gradients`.
 
-    python -m tests.train.gradients OUT 8,1,1,1 1,2,4,1 [ADDRESS PROCESSES ID]
+    python -m tests.train.gradients OUT 8,1,1,1 1,2,4,1 2/1,2,4,1 [ADDRESS PROCESSES ID]
 
 writes one ``OUT/<mesh>.npz`` a mesh: "loss", "cut" (how many weights are), and the gradient of each weight by its path.
+A number before a mesh is that of the windows; they are longer ones then.
 """
 
 import dataclasses
@@ -25,16 +26,18 @@ from tml_jax.train.trainer import Trainer
 TOKENIZER = "checkpoints/inkling_tiny/tokenizer.json"
 
 
-def experiment():
-    """The config itself, but for a batch of eight short windows that are cut over up to eight devices."""
+def experiment(windows):
+    """The config itself, but for a batch of eight short windows, or a few longer ones with chunks in the loss."""
     config = load_experiment("configs/inkling_tiny.py")
-    data = dataclasses.replace(config.data, window_turns=12, window_tokens=32, group=1)
-    return dataclasses.replace(config, data=data, train=dataclasses.replace(config.train, batch_size=8))
+    turns, tokens, loss_turns = (64, 128, 24) if windows else (12, 32, None)
+    data = dataclasses.replace(config.data, window_turns=turns, window_tokens=tokens, group=1)
+    train = dataclasses.replace(config.train, batch_size=windows or 8, loss_turns=loss_turns)
+    return dataclasses.replace(config, data=data, train=train)
 
 
-def gradients(mesh):
+def gradients(mesh, windows):
     """The loss of the first batch, its gradients and how many of the weights are cut."""
-    config = experiment()
+    config = experiment(windows)
     trainer = Trainer(config, mesh)
     groups = trainer.groups()
     pipeline = Pipeline(config.data, config.model.stream, TOKENIZER, config.train.batch_size, "train", groups)
@@ -60,12 +63,13 @@ def main(out, *arguments):
         jax.distributed.initialize(pod[0], int(pod[1]), int(pod[2]))
         mlir.register_lowering(reduce_scatter_p, mlir.lower_fun(reduce_scatter, multiple_results=False))
     for shape in shapes:
-        sizes = tuple(map(int, shape.split(",")))
+        windows, _, sizes = shape.rpartition("/")
+        sizes = tuple(map(int, sizes.split(",")))
         mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes)])
-        loss, found, cut = gradients(mesh)
+        loss, found, cut = gradients(mesh, int(windows or 0))
         if jax.process_index() == 0:
             leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(found)}
-            np.savez(pathlib.Path(out) / f"{shape}.npz", loss=loss, cut=cut, **leaves)
+            np.savez(pathlib.Path(out) / f"{shape.replace('/', 'x')}.npz", loss=loss, cut=cut, **leaves)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def run(out, *meshes, processes=1):
     """The gradients on each of these meshes of eight devices, by so many processes; writes them to `out`."""
     flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # half the time to compile
+    env["NPROC"] = "32"  # threads: a device that is in two collectives at once mustn't take another's
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -38,9 +39,9 @@ def one(tmp_path_factory):
     return out
 
 
-def check(one, found, mesh, cut):
+def check(one, found, mesh, cut, windows=""):
     """Loss and gradients are one device's, and so many of the weights were cut."""
-    with np.load(one / "1,1,1,1.npz") as a, np.load(found / f"{mesh}.npz") as b:
+    with np.load(one / f"{windows}1,1,1,1.npz") as a, np.load(found / f"{windows}{mesh}.npz") as b:
         want, have = dict(a), dict(b)
     assert have.pop("cut") == cut and want.pop("cut") == 0
     assert have.pop("loss") == pytest.approx(want.pop("loss"), rel=1e-5)
@@ -72,3 +73,14 @@ def test_data_8_and_fsdp_expert_2x4_are_one_device(one, tmp_path):
 def test_several_processes_are_one_device(one, tmp_path, processes, mesh, cut):
     run(tmp_path, mesh, processes=processes)
     check(one, tmp_path, mesh, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("windows", "mesh", "cut", "processes"), [(4, "2,2,2,1", 46, 1), (2, "1,2,4,1", 46, 1), (1, "1,2,4,1", 46, 2)]
+)
+def test_few_windows_cut_along_time_are_one_device(tmp_path, windows, mesh, cut, processes):
+    """Over 2, 4 and 8 devices, these of two processes. Measured 4.4e-6 for 8."""
+    run(tmp_path, f"{windows}/1,1,1,1")
+    run(tmp_path, f"{windows}/{mesh}", processes=processes)
+    check(tmp_path, tmp_path, mesh, cut, f"{windows}x")

@@ -230,14 +230,13 @@ def _micro_turn(
 
 
 def _train_step(experiment: ExperimentConfig, mesh: Mesh, windows: int) -> jax.stages.Lowered:
-    trainer = Trainer(
-        dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, dtype="bfloat16")), mesh
-    )
+    train = dataclasses.replace(experiment.train, dtype="bfloat16", batch_size=windows)
+    trainer = Trainer(dataclasses.replace(experiment, train=train), mesh)
+    trainer.groups()
     space, group = experiment.data.room, experiment.data.group
     packs = (windows // group, group * space.patches, group * space.speech)
     batch = packed.abstract(experiment.model.stream, (windows, space.turns), *packs)
-    batch = trainer.executor.abstract(batch, sharding.leading("batch", batch))
-    return trainer.lower(trainer.abstract_state(), batch)
+    return trainer.lower(trainer.abstract_state(), trainer.abstract_batch(batch))
 
 
 def render(report: Report) -> str:

@@ -99,7 +99,10 @@ def of_train_step(experiment: ExperimentConfig, model: InteractionModel, windows
     """Of a step of `windows` full windows: forward, twice that backward, and once more what is computed again."""
     data = experiment.data
     slots = windows * data.window_turns * model.config.stream.max_output
-    layers, read_out = forward(model, windows * data.window_tokens, data.window_tokens / 2, slots)
+    tokens, sight = data.window_tokens, model.config.state.sinks + model.config.state.global_window
+    beyond = max(tokens - sight, 0)  # queries that see no more than that
+    context = ((tokens - beyond) ** 2 / 2 + beyond * sight) / tokens
+    layers, read_out = forward(model, windows * tokens, context, slots)
     again = layers if experiment.train.remat else 0.0
     return Work(3 * (layers + read_out), 3 * (layers + read_out) + again + read_out + _muon(model))
 

@@ -76,11 +76,11 @@ class Attention(nnx.Module):
         """Whole sequences from their first token: [B, T, D] -> [B, T, D]."""
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         (q, k, v, r), _ = self._project(x, positions, None, None)
-        attend = functools.partial(prefill_attention, window=shape.window, sinks=shape.sinks, key_block=shape.key_block)
-        heads = self._axes("batch")
+        attend = functools.partial(_attend, sharding.sequence_axes(x.shape), shape)
+        heads = self._axes("batch", "sequence")
         with jax.named_scope("attend"):
             args = (q, k, v, r, self.profiles[...])
-            y = sharding.on_each_device(attend, args, (*(heads,) * 4, (None, None)), heads)
+            y = sharding.on_each_device(attend, args, (*(heads,) * 4, (None, None)), heads, out=q)
         return self._out(y)
 
     def attend_cache(
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         attend = functools.partial(
             streaming_attention, window=shape.window, sinks=shape.sinks, key_block=shape.key_block
         )
-        heads = self._axes("slot")
+        heads = self._axes("slot", None)
         lead = () if layer is None else (None,)
         caches = jax.tree.map(lambda _: (*lead, heads[0], heads[2], None, None), state.cache)
         with jax.named_scope("attend"):
@@ -114,8 +114,33 @@ class Attention(nnx.Module):
     def _out(self, y: Float[Array, "b t h k"]) -> Float[Array, "b t d"]:
         return in_tiles(lambda y: contract(y, self.o.get_value(), 2), self.row_tile, 2, y)
 
-    def _axes(self, rows: str) -> tuple[str | None, ...]:
+    def _axes(self, rows: str, tokens: str | None) -> tuple[str | None, ...]:
         """Logical axes of [B, T, heads, K]: query heads are cut as their key heads are, or neither is."""
         mesh = sharding.current_mesh()
         whole = mesh is None or self.kv_heads % mesh.shape["tensor"] == 0
-        return (rows, None, "kv_heads" if whole else None, None)
+        return (rows, tokens, "kv_heads" if whole else None, None)
+
+
+def _attend(time: tuple[str, ...], shape: CacheShape, q: Array, k: Array, v: Array, r: Array, profiles: Array) -> Array:
+    """Attention of a device's own queries [B, T, ...], where tokens are cut over the mesh axes `time`.
+
+    A device gets the keys and values that its first query sees from the devices before it, each by its own hop, and the
+    sinks where they are farther away; so all devices have as many keys, and equal work but for the first ones, which
+    have fewer before them. (Cutting each window in two, Llama 3, arXiv:2407.21783, or in stripes, Brandon et al. 2023,
+    arXiv:2311.09431, would even that out, but the short convolutions and a local layer's window want neighbours.)
+    """
+    attend = functools.partial(prefill_attention, window=shape.window, sinks=shape.sinks, key_block=shape.key_block)
+    if not time:
+        return attend(q, k, v, r, profiles)
+    (b, own), unit = q.shape[:2], shape.key_block or 1
+    # Sinks that aren't in their place must be out of the window's sight and beyond the bias.
+    reach = -(-(max(shape.window, profiles.shape[1]) + shape.sinks) // unit) * unit
+    reach = min(reach, (jax.lax.axis_size(time) - 1) * own)
+    both = jnp.concatenate([k, v], axis=-1)
+    seen = jnp.concatenate([sharding.before(both, reach, time), both], axis=1)
+    first = jax.lax.axis_index(time) * own - reach  # the position of the first of them; there is none before zero
+    if shape.sinks and reach < (jax.lax.axis_size(time) - 1) * own:
+        sinks = jnp.where(first > 0, sharding.beginning(both, shape.sinks, time), seen[:, : shape.sinks])
+        seen = jnp.concatenate([sinks, seen[:, shape.sinks :]], axis=1)
+    start = jnp.broadcast_to(jnp.maximum(-first, 0).astype(jnp.int32), (b, own))
+    return attend(q, *jnp.split(seen, 2, axis=-1), r, profiles, start)

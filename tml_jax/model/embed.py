@@ -75,11 +75,12 @@ class VisionEmbed(nnx.Module):
     def __call__(self, patches: Float[Array, "*b t h w c"]) -> Float[Array, "*b d"]:
         """Normalised pixels [..., frames, side, side, 3] -> [..., D]."""
         *lead, t, h, w, c = patches.shape
-        x = patches.reshape(-1, t, h, w, c).astype(self.norm.w.dtype)
+        x = patches.astype(self.norm.w.dtype)
+        axes = (*range(len(lead)), *(len(lead) + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
         for i, (frames, side, _) in enumerate(self.folds):
-            n, t, h, w, c = x.shape
-            x = x.reshape(n, t // frames, frames, h // side, side, w // side, side, c)
-            x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(n, t // frames, h // side, w // side, -1)
+            *_, t, h, w, c = x.shape
+            x = x.reshape(*lead, t // frames, frames, h // side, side, w // side, side, c)
+            x = x.transpose(axes).reshape(*lead, t // frames, h // side, w // side, -1)
             x = getattr(self, f"fold_{i}")(x)
             if i < len(self.folds) - 1:
                 x = jax.nn.gelu(getattr(self, f"norm_{i}")(x), approximate=False)

@@ -19,7 +19,7 @@ from tml_jax.model import state as state_lib
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.layout import Layout
 from tml_jax.model.net import InteractionNet
-from tml_jax.model.primitives import Declare
+from tml_jax.model.primitives import Declare, later
 from tml_jax.model.state import StreamState
 from tml_jax.model.step import micro_turn_step
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput
@@ -179,10 +179,10 @@ class InteractionModel:
         mel = outputs.mel if feedback_noise is None else outputs.mel + feedback_noise
         with jax.named_scope("embed"):
             layout = Layout.of(self.config.stream, inputs, outputs, num_tokens)
-            x = sharding.constrain(net.embed_sequence(inputs, outputs, mel, layout), ("batch", None, None))
+            x = sharding.constrain(net.embed_sequence(inputs, outputs, mel, layout), ("batch", "sequence", None))
         hidden, load = net.transformer.sequence(x, layout.valid, remat)
         # The hidden state just before an output token is the one that predicts it.
-        hidden = jnp.pad(hidden, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        hidden = later(hidden, 1)
         decided = layout.outputs.back(hidden).reshape(b, n, o, -1)
         real = layout.outputs.real.reshape(b, n, o)
         return Decisions(decided, real, _spoken(layout, hidden, outputs, mel), load)
@@ -194,7 +194,7 @@ def _spoken(layout: Layout, hidden: Array, outputs: MicroTurnOutput, mel: Array)
     before = jnp.pad(slots, ((0, 0), (1, 0)), constant_values=-2)[:, :-1]
     # The patch before is that of the slot before, unless that is silent, or of the pack's conversation before.
     follows = (before == slots - 1) & (slots % math.prod(outputs.tokens.shape[1:]) != 0)
-    previous = jnp.where(follows[..., None], jnp.pad(patches, ((0, 0), (1, 0), (0, 0)))[:, :-1], 0)
+    previous = jnp.where(follows[..., None], later(patches, 1), 0)
     token = jnp.take_along_axis(outputs.tokens.reshape(len(slots), -1), slots, axis=1)
     return Spoken(layout.speech.back(hidden), token, previous, real)
 

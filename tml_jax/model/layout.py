@@ -7,11 +7,13 @@ to its tokens.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tml_jax import sharding
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, StreamSpec
 
 
@@ -54,37 +56,54 @@ class Move:
     Attributes:
       item: int32 [G, T], the item at each token. has: bool [G, T], whether there is one.
       token: int32 [G, M], the token of each item. real: bool [G, M], whether it has one.
+      axes: logical axes of the rows of both.
     """
 
     item: Int[Array, "g t"]
     has: Bool[Array, "g t"]
     token: Int[Array, "g m"]
     real: Bool[Array, "g m"]
+    axes: tuple[str | None, ...] = ("batch", "sequence")
 
     def there(self, x: Array) -> Array:
         """Items [B', M', ...] -> tokens [G, T, ...], zero where there is none."""
-        return _move(x.reshape(*self.token.shape, *x.shape[2:]), self.item, self.has, self.token, self.real)
+        x = x.reshape(*self.token.shape, *x.shape[2:])
+        return _move(self.axes, x, self.item, self.has, self.token, self.real)
 
     def back(self, x: Array) -> Array:
         """Tokens [B, L, ...] -> items [G, M, ...], zero where an item has no token."""
-        return _move(x.reshape(*self.item.shape, *x.shape[2:]), self.token, self.real, self.item, self.has)
+        x = x.reshape(*self.item.shape, *x.shape[2:])
+        return _move(self.axes, x, self.token, self.real, self.item, self.has)
 
 
-@jax.custom_vjp
-def _move(x: Array, index: Array, keep: Array, back: Array, back_keep: Array) -> Array:
-    """Rows of x at `index` where `keep`, else zero. Its gradient is the same movement back: a gather, not a scatter."""
+def pack_axes(packs: int, rows: int) -> tuple[str | None, ...]:
+    """Logical axes of packed items [G, M]: along time only where each pack is of one conversation."""
+    return ("batch", "sequence" if packs == rows else None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _move(axes: tuple[str | None, ...], x: Array, index: Array, keep: Array, back: Array, back_keep: Array) -> Array:
+    """Rows of x at `index` where `keep`, else zero. Its gradient is the same movement back: a gather, not a scatter.
+
+    Where they are cut along time, each device gets the rows of all to find its own among them.
+    """
+    cut, rest = axes[1] is not None and sharding.sequence_axes(index.shape), (None,) * (x.ndim - 2)
+    if cut:
+        x = sharding.constrain(x, (axes[0], None, *rest))
+        index, keep = (sharding.constrain(a, axes) for a in (index, keep))
     lead = (*index.shape, *(1,) * (x.ndim - 2))
     moved = jnp.take_along_axis(x, jnp.clip(index, 0, x.shape[1] - 1).reshape(lead), axis=1)
-    return jnp.where(keep.reshape(lead), moved, 0)
+    moved = jnp.where(keep.reshape(lead), moved, 0)
+    return sharding.constrain(moved, (*axes, *rest)) if cut else moved
 
 
-def _move_fwd(x: Array, *maps: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _move(x, *maps), maps
+def _move_fwd(axes: tuple[str | None, ...], x: Array, *maps: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _move(axes, x, *maps), maps
 
 
-def _move_bwd(maps: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
+def _move_bwd(axes: tuple[str | None, ...], maps: tuple[Array, ...], grad: Array) -> tuple[Array | None, ...]:
     index, keep, back, back_keep = maps
-    return _move(grad, back, back_keep, index, keep), None, None, None, None
+    return _move(axes, grad, back, back_keep, index, keep), None, None, None, None
 
 
 _move.defvjp(_move_fwd, _move_bwd)
@@ -170,5 +189,6 @@ def _packed(dense: Move, shape: tuple[int, ...]) -> tuple[Move, Int[Array, "g p"
         fits.reshape(packs, -1),
         jnp.take_along_axis(token, of_slot.order, axis=1),
         of_slot.filled,
+        pack_axes(packs, len(dense.item)),
     )
     return move, of_slot.order

@@ -18,7 +18,7 @@ from pallas_kernels.int8 import einsum
 from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from tml_jax import sharding
 from tml_jax.model.config import TextConfig
-from tml_jax.model.primitives import Declare, Linear
+from tml_jax.model.primitives import Axes, Declare, Linear
 
 # What the routed experts gave: a layer that is recomputed had better keep it, for their tokens travel.
 ROUTED = "routed"
@@ -62,20 +62,24 @@ class Moe(nnx.Module):
         self.shared_gate_up = make.matrix((self.shared, 2, d, f), (None, None, "embed", "expert_mlp"), (2,), (0,))
         self.shared_down = make.matrix((self.shared, f, d), (None, "expert_mlp", "embed"), (1,), (0,))
 
-    def route(self, x: Float[Array, "t d"]) -> tuple[Int[Array, "t k"], Float[Array, "t k"], Float[Array, "t s"]]:
-        """Chosen experts [T, k], their weights [T, k] and the shared experts' weights [T, s], in float32."""
+    def route(self, x: Float[Array, "*b d"]) -> tuple[Int[Array, "*b k"], Float[Array, "*b k"], Float[Array, "*b s"]]:
+        """Chosen experts [..., k], their weights [..., k] and the shared experts' weights [..., s], in float32."""
         logits = x.astype(jnp.float32) @ self.router[...].astype(jnp.float32).T
-        routed, shared = logits[:, : self.routed], logits[:, self.routed :]
+        routed, shared = logits[..., : self.routed], logits[..., self.routed :]
         choice = jax.nn.sigmoid(routed) + jax.lax.stop_gradient(self.correction[...])
         _, ids = jax.lax.top_k(choice, self.k)
         # A choice by comparison: the gradient of a gather would be a scatter.
-        picked = jnp.sum(jnp.where(ids[:, :, None] == jnp.arange(self.routed), routed[:, None], 0), axis=-1)
-        chosen = jnp.concatenate([picked, shared], axis=1)
+        picked = jnp.sum(jnp.where(ids[..., None] == jnp.arange(self.routed), routed[..., None, :], 0), axis=-1)
+        chosen = jnp.concatenate([picked, shared], axis=-1)
         weights = jax.nn.softmax(jax.nn.log_sigmoid(chosen), axis=-1) * self.route_scale * self.scale[...]
-        return ids, weights[:, : self.k], weights[:, self.k :]
+        return ids, weights[..., : self.k], weights[..., self.k :]
 
     def __call__(
-        self, x: Float[Array, "b t d"], valid: Array | None = None, layer: Int[Array, ""] | None = None
+        self,
+        x: Float[Array, "b t d"],
+        valid: Array | None = None,
+        layer: Int[Array, ""] | None = None,
+        axes: Axes = ("batch", None),
     ) -> tuple[Float[Array, "b t d"], Int[Array, "b t k"]]:
         """Runs the experts.
 
@@ -83,35 +87,35 @@ class Moe(nnx.Module):
           x: [B, T, D].
           valid: bool [B, T], tokens that are real: others use no expert and don't count in the load. None: all.
           layer: int32, which layer of `indexed` weights that are stacked. None: they are of one layer.
+          axes: logical axes of the rows of x.
 
         Returns:
           [B, T, D], and the experts that each token chose, int32 [B, T, k]; a token that isn't real: past the last.
         """
-        flat = x.reshape(-1, x.shape[-1])
         with jax.named_scope("route"):
-            ids, weights, gammas = self.route(flat)
+            ids, weights, gammas = self.route(x)
             if valid is not None:
                 # An expert id past the last one is dropped: padding costs nothing and can't disturb anyone.
-                ids = jnp.where(valid.reshape(-1, 1), ids, self.routed)
-                weights = jnp.where(valid.reshape(-1, 1), weights, 0)
+                ids = jnp.where(valid[..., None], ids, self.routed)
+                weights = jnp.where(valid[..., None], weights, 0)
         with jax.named_scope("experts"):
             experts = self.gate_up.get_value(), self.down.get_value()
-            y = routed_experts(flat, ids, weights.astype(x.dtype), *experts, layer, _placement(len(x), *experts))
+            y = routed_experts(x, ids, weights.astype(x.dtype), *experts, layer, _placement(x, axes, *experts))
             y = checkpoint_name(y, ROUTED)
         with jax.named_scope("shared_experts"):
             # A product each: for one of both, a CPU would transpose the weights in every call.
-            gate, up = (einsum("td,sdf->tsf", flat, self.shared_gate_up[...][:, plane]) for plane in (0, 1))
-            hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[:, :, None]
-            y = y + einsum("tsf,sfd->td", hidden, self.shared_down[...])
-        return y.reshape(x.shape), ids.reshape(*x.shape[:2], self.k)
+            gate, up = (einsum("btd,sdf->btsf", x, self.shared_gate_up[...][:, plane]) for plane in (0, 1))
+            hidden = jax.nn.silu(gate) * up * gammas.astype(x.dtype)[..., None]
+            y = y + einsum("btsf,sfd->btd", hidden, self.shared_down[...])
+        return y, ids
 
 
-def _placement(batch: int, gate_up: Array, down: Array) -> Placement | None:
-    """Where the tokens of `batch` conversations and the experts' weights lie; None: on one device."""
+def _placement(x: Array, axes: Axes, gate_up: Array, down: Array) -> Placement | None:
+    """Where the tokens x and the experts' weights lie; None: on one device."""
     mesh = sharding.current_mesh()
     if mesh is None:
         return None
     *_, width, hidden = gate_up.shape
     sizes = (("expert", down.shape[-3]), ("expert_mlp", hidden), ("embed", width))
-    cuts = (next(iter(sharding.mesh_axes(axis, size, mesh)), None) for axis, size in sizes)
-    return Placement(mesh, sharding.mesh_axes("batch", batch, mesh), *cuts)
+    weights = (next(iter(sharding.mesh_axes(axis, size, mesh)), None) for axis, size in sizes)
+    return Placement(mesh, sharding.cuts(axes, x.shape[:2], mesh), *weights)

@@ -95,6 +95,11 @@ def in_tiles(f: Callable[..., Any], tile: int | None, lead: int, *args: Any) -> 
     return jax.tree.map(lambda x: x.reshape(tiles * tile, *x.shape[3:])[:rows].reshape(*shape, *x.shape[3:]), y)
 
 
+def later(x: Float[Array, "b t *d"], steps: int) -> Float[Array, "b t *d"]:
+    """Each row what was `steps` before, zeros first; one operation, for a cut axis sends but its edges."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (steps, -steps, 0), *[(0, 0, 0)] * (x.ndim - 2)])
+
+
 class Linear(nnx.Module):
     """``y = x . w`` over the last axis of x; w is [in, *out], without a bias."""
 
@@ -143,9 +148,11 @@ class ShortConv(nnx.Module):
         w = self.w[...]
         width, length = w.shape[0], x.shape[1]
         y = x.astype(jnp.float32)
-        before = jnp.zeros((x.shape[0], width - 1, x.shape[2]), jnp.float32) if state is None else state
-        padded = jnp.concatenate([before, y], axis=1)
-        taps = [jax.lax.slice_in_dim(padded, tap, tap + length, axis=1) for tap in range(width)]
+        if state is None:
+            taps = [later(y, width - 1 - tap) for tap in range(width)]
+        else:
+            padded = jnp.concatenate([state, y], axis=1)
+            taps = [jax.lax.slice_in_dim(padded, tap, tap + length, axis=1) for tap in range(width)]
         out = in_tiles(lambda y, *taps: sum((w[i] * x for i, x in enumerate(taps)), y), self.row_tile, 2, y, *taps)
         if state is not None:
             index = count[:, None] + jnp.arange(width - 1)

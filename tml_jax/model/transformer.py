@@ -19,7 +19,7 @@ from tml_jax.model.attention import Attention
 from tml_jax.model.config import InteractionConfig
 from tml_jax.model.moe import ROUTED, DenseMlp, Moe
 from tml_jax.model.plan import LayerGroup, layer_plan
-from tml_jax.model.primitives import Declare, RMSNorm, ShortConv, in_tiles
+from tml_jax.model.primitives import Axes, Declare, RMSNorm, ShortConv, in_tiles
 from tml_jax.model.state import CacheShape, LayerState, StreamState, cache_shape
 
 
@@ -44,9 +44,9 @@ class DecoderLayer(nnx.Module):
             y = self.attn.attend_sequence(self._norm(x), self.cache)
             y, _ = self.attn_conv(y, None, None)
             x = x + y
-        y, load = self._feed_forward(x, valid)
+        y, load = self._feed_forward(x, valid, axes=("batch", None if self.row_tile else "sequence"))
         y, _ = self.mlp_conv(y, None, None)
-        return sharding.constrain(x + y, ("batch", None, None)), load
+        return sharding.constrain(x + y, ("batch", "sequence", None)), load
 
     def stream(
         self,
@@ -73,12 +73,18 @@ class DecoderLayer(nnx.Module):
     def _norm(self, x: Array) -> Array:
         return in_tiles(self.attn_norm, self.row_tile, 2, x)
 
-    def _feed_forward(self, x: Array, valid: Array | None, layer: Array | None = None) -> tuple[Array, Array]:
+    def _feed_forward(
+        self, x: Array, valid: Array | None, layer: Array | None = None, axes: Axes = ("slot", None)
+    ) -> tuple[Array, Array]:
         """The block's result, and how many tokens chose each routed expert, float32 [E]; [0] for a dense block."""
         with jax.named_scope("mlp"):
             mlp = self.mlp
             if isinstance(mlp, Moe):
-                y, ids = in_tiles(lambda x, valid: mlp(self.mlp_norm(x), valid, layer), self.row_tile, 2, x, valid)
+
+                def experts(x: Array, valid: Array | None) -> tuple[Array, Array]:
+                    return mlp(self.mlp_norm(x), valid, layer, axes)
+
+                y, ids = in_tiles(experts, self.row_tile, 2, x, valid)
                 chosen = ids[..., None] == jnp.arange(mlp.routed)
                 return y, jnp.sum(chosen, axis=(0, 1, 2)).astype(jnp.float32)
             y = in_tiles(lambda x: mlp(self.mlp_norm(x)), self.row_tile, 2, x)

@@ -16,7 +16,8 @@ class TrainConfig:
     """How a model is trained.
 
     Attributes:
-      steps, batch_size (conversations), seed: of the run.
+      steps, batch_size (conversations), seed: of the run. Fewer conversations than devices, with data.group=1, are cut
+        over the first axes of the mesh that divide them, and along time over the others of data, fsdp and expert.
       minutes: wall time of the run, start-up, compilation and the last evaluation included, in place of `steps`.
       learning_rate: of Muon, for matrices; `adam_learning_rate`: of AdamW, for everything else.
       warmup_steps, cooldown: linear warm-up; over the last `cooldown` share of the run the rates fall to zero.
@@ -26,7 +27,8 @@ class TrainConfig:
       listen_weight: of a silent micro-turn's token loss beside a speaking one's (1: calibrated).
       augment: changes to the user's sound, drawn anew in each step; None: none.
       microbatches: parts of a batch whose gradients are added up one after another: less memory, the same step.
-      loss_turns: micro-turns whose logits are in memory at once, computed again in the backward pass; None: all.
+      loss_turns: micro-turns of a window whose logits are in memory at once, computed again in the backward pass; None:
+        all.
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
       lora: train low-rank additions to a saved model that stays as it is (`model.lora`), by AdamW; None: all weights.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.

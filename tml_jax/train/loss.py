@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from tml_jax import sharding
 from tml_jax.model.interaction import Decisions, InteractionModel, Params, Spoken
-from tml_jax.model.layout import Layout
+from tml_jax.model.layout import Layout, pack_axes
+from tml_jax.model.primitives import Axes
 from tml_jax.streams.micro_turn import UNHEARD, MicroTurnInput, MicroTurnOutput
 from tml_jax.streams.text import ControlTokens
 from tml_jax.train.config import TrainConfig
@@ -36,13 +37,13 @@ def _cross_entropy(logits: Float[Array, "*b v"], labels: Array) -> Float[Array, 
 
 
 def _flow_loss(
-    model: InteractionModel, params: Params, spoken: Spoken, mel: Float[Array, "g s f m"], keys: Array
+    model: InteractionModel, params: Params, spoken: Spoken, mel: Float[Array, "g s f m"], keys: Array, axes: Axes
 ) -> Float[Array, ""]:
-    """The flow head's loss, summed over the mel patches that were spoken; `keys`: one a pack."""
+    """The flow head's loss, summed over the mel patches that were spoken; `keys`: one a pack; `axes`: of the packs."""
     net = model.net(params)
     condition = net.flow.condition(spoken.hidden, net.text(spoken.token), spoken.previous)
-    target = sharding.constrain(mel.reshape(*spoken.real.shape, -1).astype(jnp.float32), ("batch", None, None))
-    condition = sharding.constrain(condition, ("batch", None, None))
+    target = sharding.constrain(mel.reshape(*spoken.real.shape, -1).astype(jnp.float32), (*axes, None))
+    condition = sharding.constrain(condition, (*axes, None))
     draw_keys = jax.vmap(lambda key: jax.random.split(key, model.config.flow.draws))(keys)
     losses = sum(jax.vmap(net.flow.loss)(target, condition, k) for k in jnp.moveaxis(draw_keys, 1, 0))
     return jnp.sum(losses * spoken.real.astype(jnp.float32)) / model.config.flow.draws
@@ -93,12 +94,13 @@ def loss(
     """
     inputs, outputs = batch
     feedback_keys, flow_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    axes = pack_axes(len(outputs.mel), len(outputs.tokens))
     noise = jax.vmap(lambda key: jax.random.normal(key, outputs.mel.shape[1:]))(feedback_keys)
-    noise = sharding.constrain(model.config.flow.sigma_feedback * noise, ("batch", None, None, None))
+    noise = sharding.constrain(model.config.flow.sigma_feedback * noise, (*axes, None, None))
     decisions = model.decide(params, inputs, outputs, num_tokens, noise, config.remat)
     sums = _sums(model, params, decisions, outputs, config)
     token_loss, heard_loss = sums["token_loss"] / over["speech"], sums["heard_loss"] / over["words"]
-    flow = _flow_loss(model, params, decisions.spoken, outputs.mel, flow_keys) / over["spoken"]
+    flow = _flow_loss(model, params, decisions.spoken, outputs.mel, flow_keys, axes) / over["spoken"]
     total = token_loss + config.heard_weight * heard_loss + config.flow_weight * flow
     metrics = {
         "loss": total,
@@ -123,7 +125,10 @@ def expert_imbalance(load: dict[str, Array]) -> Metrics:
 def _sums(
     model: InteractionModel, params: Params, decisions: Decisions, outputs: MicroTurnOutput, config: TrainConfig
 ) -> dict[str, Array]:
-    """Sums over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time."""
+    """Sums over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time.
+
+    Where windows are cut along time these are as many of each part.
+    """
     net, control = model.net(params), model.control
 
     def of(hidden: Array, real: Array, tokens: Array, heard: Array) -> dict[str, Array]:
@@ -147,9 +152,15 @@ def _sums(
     if size is None or size >= turns:
         return of(*rows)
 
+    parts = sharding.num_parts(outputs.tokens.shape)
+    size = -(-size // parts)
+
     def chunks(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -turns % size), *((0, 0),) * (x.ndim - 2)))  # what is added is not real
-        return jnp.moveaxis(x.reshape(len(x), -1, size, *x.shape[2:]), 1, 0)
+        """[B, N, ...] -> [chunks, B, parts, size, ...]."""
+        x, rest = x.reshape(len(x), parts, -1, *x.shape[2:]), (None,) * (x.ndim - 2)
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % size), *((0, 0),) * (x.ndim - 3)))  # added ones are not real
+        x = jnp.moveaxis(x.reshape(*x.shape[:2], -1, size, *x.shape[3:]), 2, 0)
+        return sharding.constrain(x, (None, "batch", "sequence", None, *rest))
 
     def add(sums: dict[str, Array], chunk: tuple[Array, ...]) -> tuple[dict[str, Array], None]:
         return jax.tree.map(jnp.add, sums, jax.checkpoint(of)(*chunk)), None

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from tml_jax import sharding
 from tml_jax.executor.executor import Executor
@@ -59,7 +59,8 @@ class Trainer:
 
     def __init__(self, experiment: ExperimentConfig, mesh: Mesh) -> None:
         self.config, self.executor = experiment.train, Executor(mesh)
-        self.num_tokens, self.group = experiment.data.window_tokens, experiment.data.group
+        self.num_tokens, self.turns = experiment.data.window_tokens, experiment.data.window_turns
+        self.group = experiment.data.group
         self.model = InteractionModel(experiment.model)
         self._compute = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype)).abstract
         self._layers = {group.name for group in layer_plan(experiment.model.text)}
@@ -117,35 +118,64 @@ class Trainer:
         return TrainState(jnp.zeros((), jnp.int32), params, average, self.tx.init(params))
 
     @property
+    def _at_once(self) -> int:
+        """Groups of a microbatch."""
+        return self.config.batch_size // self.group // self.config.microbatches
+
+    @property
     def _shards(self) -> int:
-        return math.prod(self.executor.mesh.shape[axis] for axis in sharding.RULES["batch"])
+        """Parts that they are cut in."""
+        cut = sharding.mesh_axes("batch", self._at_once, self.executor.mesh)
+        return math.prod(self.executor.mesh.shape[axis] for axis in cut)
+
+    def _cut(self, length: int) -> NamedSharding:
+        """How an array of a batch lies whose second axis, along time, is so long."""
+        return self.executor.sharding(("batch", "sequence" if self.group == 1 else None), (self._at_once, length))
 
     def groups(self) -> list[int]:
         """The groups of a batch that this process's devices hold, in order.
 
+        Where there are fewer groups than devices, several devices share a window, and each has a part of its time.
+
         Raises:
-          ValueError: the groups can't be shared out evenly over microbatches and devices.
+          ValueError: the groups can't be shared out evenly over microbatches and devices, or a window over those that
+            share it.
         """
         count, parts = self.config.batch_size // self.group, self.config.microbatches
-        if parts < 1 or count % (self._shards * parts):
-            over = f"{self._shards} devices" + (f" of {parts} microbatches" if parts != 1 else "")
+        devices = math.prod(self.executor.mesh.shape[axis] for axis in sharding.RULES["batch"])
+        shared = parts >= 1 and self.group == 1 and 0 < count < devices * parts
+        if parts < 1 or count % (parts if shared else devices * parts):
+            over = f"{devices} devices" + (f" of {parts} microbatches" if parts != 1 else "")
             raise ValueError(
                 f"A batch of {count} groups of {self.group} conversations can't be cut over {over}: make batch_size "
                 "larger or data.group smaller."
             )
-        cut = self.executor.sharding(("batch",), (count,))
-        indices = cut.addressable_devices_indices_map((count,)).values()
-        return sorted({group for (part,) in indices for group in range(*part.indices(count))})
+        share = devices // self._shards
+        if self.num_tokens % share or self.turns % share:
+            raise ValueError(
+                f"Windows of {self.num_tokens} tokens and {self.turns} micro-turns can't be cut over the {share} "
+                f"devices that share one where {self._at_once} go at once: make both multiples of {share}, or "
+                "batch_size larger."
+            )
+        indices = self._cut(1).addressable_devices_indices_map((count, 1)).values()
+        return sorted({group for part, _ in indices for group in range(*part.indices(count))})
 
     def place(self, batch: Batch) -> Batch:
-        """Puts a batch on the mesh, its groups cut over the batch axes; a process brings its `groups`."""
+        """Puts a batch on the mesh, cut over groups and, where these are few, over time.
+
+        A process brings its `groups`, whole.
+        """
         parts, whole = len(self.groups()), self.config.batch_size // self.group
 
         def put(local: np.ndarray) -> jax.Array:
             shape = (len(local) // parts * whole, *local.shape[1:])
-            return jax.make_array_from_process_local_data(self.executor.sharding(("batch",), shape[:1]), local, shape)
+            return jax.make_array_from_process_local_data(self._cut(shape[1]), local, shape)
 
         return jax.tree.map(put, batch)
+
+    def abstract_batch(self, batch: Batch) -> Batch:
+        """ShapeDtypeStructs of a batch, as `place` would put it."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._cut(x.shape[1])), batch)
 
     def step(self, state: TrainState, batch: Batch, scale: float = 1.0) -> tuple[TrainState, loss_lib.Metrics]:
         """One optimiser step, the learning rates times `scale`; `state` is consumed."""
@@ -208,7 +238,7 @@ class Trainer:
             """[parts, B / parts, ...], as many rows of each device in each part."""
             rest = x.shape[1:]
             x = jnp.moveaxis(x.reshape(self._shards, parts, -1, *rest), 1, 0).reshape(parts, -1, *rest)
-            return sharding.constrain(x, (None, "batch", *(None,) * len(rest)))
+            return sharding.constrain(x, (None, "batch", "sequence", *(None,) * len(rest))[: x.ndim])
 
         def add(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, gradient(params, *part, over, base)), None
