@@ -3,7 +3,7 @@
 import pytest
 
 from tml_jax.eval.metrics import judge, summarise
-from tml_jax.eval.timeline import Behaviour
+from tml_jax.wire.behaviour import Behaviour
 
 
 def spoken(start, end, *words):

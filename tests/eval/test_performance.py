@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 from tests.eval.test_outcomes import journal
+from tml_jax import client
 from tml_jax.data.demonstration import Scene
 from tml_jax.data.timeline import Conversation, Frames, SpokenWord, UserSpeech
 from tml_jax.eval import performance
 from tml_jax.eval.outcomes import outcomes
 from tml_jax.eval.plot import LATE, MET
-from tml_jax.serve import client
-from tml_jax.serve.journal import read_journal
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.journal import read_journal
 
 SPEC = StreamSpec()
 EXPECTED = (

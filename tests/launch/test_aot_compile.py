@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tml_jax.eval import hlo
+from tml_jax.perf import hlo
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.serve.fakes import fake_bundle
-from tml_jax.serve import client, media
+from tml_jax import client
+from tml_jax.client import media
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.server import Server, ServerSettings
 from tml_jax.serve.sessions import SessionSettings

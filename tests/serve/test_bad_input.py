@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from tests.serve.conftest import bursts, talk
-from tml_jax.serve import client, protos, sessions
+from tml_jax import client
+from tml_jax.serve import sessions
 from tml_jax.serve.engine import TurnResult
+from tml_jax.wire import protos
 
 REQUEST = protos.ConverseRequest
 CONFIG = protos.SessionConfig(sends_audio=True, sends_video=True, wants_audio=True)

@@ -10,9 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.serve.conftest import bursts, talk
-from tml_jax.serve import client, events, protos
+from tml_jax import client
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.sessions import SessionConfig, Sessions, SessionSettings, SlowClientError
+from tml_jax.wire import events, protos
 
 
 def test_health_reflection_and_information(serving, run) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.serve.conftest import bursts, talk
-from tml_jax.serve import client
+from tml_jax import client
 from tml_jax.serve.engine import compilations
-from tml_jax.serve.journal import read_journal
+from tml_jax.wire.journal import read_journal
 
 
 def decisive(recording: client.Recording) -> list[dict]:

@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serve.fakes import SPEC
-from tml_jax.serve import intake, summary
+from tml_jax.client import summary
+from tml_jax.client.playback import Playback
+from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.journal import Journal, read_journal
 from tml_jax.serve.pacing import Pacer
-from tml_jax.serve.playback import Playback
 from tml_jax.streams.dmel import dmel
 from tml_jax.streams.micro_turn import empty_input
 from tml_jax.streams.sound import resample
+from tml_jax.wire.journal import Journal, read_journal
 
 TICK = 99
 

@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 from rich.console import Console
 
+from tml_jax.client import live_view
 from tml_jax.eval import plot
-from tml_jax.serve import events, live_view
+from tml_jax.wire import events
 
 LISTEN = events.Decision.LISTEN
 

@@ -96,7 +96,7 @@ def plot_timeline(
 
     Args:
       path: where the picture goes.
-      journal: the session's events (see `tml_jax.serve.journal`).
+      journal: the session's events (see `tml_jax.wire.journal`).
       user, reply: the sound of both sides; without them the levels in the journal are drawn.
       frames: (seconds, uint8 [H, W, 3]) of the user's camera.
       title: the heading.

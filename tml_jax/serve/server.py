@@ -10,7 +10,7 @@ from collections.abc import Callable
 import threadpoolctl
 
 from tml_jax.serve.bundle import ModelBundle
-from tml_jax.serve.door_grpc import GrpcDoor
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.sessions import Sessions, SessionSettings
 

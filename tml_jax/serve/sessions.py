@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from tml_jax.serve import events, intake
+from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
 from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
 from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.journal import Journal, journal_event
 from tml_jax.serve.pacing import Pacer
 from tml_jax.streams.micro_turn import MicroTurnInput
 from tml_jax.streams.speech import Vocoder
 from tml_jax.streams.text import TextDecoder
+from tml_jax.wire import events
+from tml_jax.wire.journal import Journal, journal_event
 
 AUDIBLE = 1e-4  # sound below this is not sent
 WATCH_S = 0.02

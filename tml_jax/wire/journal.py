@@ -29,7 +29,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from tml_jax.serve import events
+from tml_jax.wire import events
 
 Event = dict[str, Any]
 AUDIBLE_DB = -40.0

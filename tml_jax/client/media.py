@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
-from tml_jax.streams import frames, sound, video
+from tml_jax.streams import pictures, sound, video
 
 RATE = 16_000  # that files are converted to
 JPEG_QUALITY = 92
@@ -88,7 +88,7 @@ class Thumbnails:
         if self.shots and time_s < self.shots[-1][0] + self._apart_s - 1e-3:
             return
         scale = min(1.0, THUMBNAIL_SIDE / max(frame.shape))
-        self.shots.append((time_s, frames.resize(frame, *(max(1, round(scale * n)) for n in frame.shape[1::-1]))))
+        self.shots.append((time_s, pictures.resize(frame, *(max(1, round(scale * n)) for n in frame.shape[1::-1]))))
         if len(self.shots) > MAX_THUMBNAILS:
             self.shots = self.shots[::2]
             self._apart_s = (self.shots[-1][0] - self.shots[0][0]) / (len(self.shots) - 1)

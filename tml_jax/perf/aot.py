@@ -17,10 +17,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from tml_jax import sharding
-from tml_jax.eval import hlo, roofline
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel, Rung
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.perf import hlo, roofline
 from tml_jax.streams import packed
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer

@@ -10,14 +10,14 @@ from absl import logging
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tml_jax.serve import events, intake, protos
+from tml_jax.serve import intake
 from tml_jax.serve.engine import ServerFullError
 from tml_jax.serve.sessions import DrainedError, Session, SessionConfig, Sessions, SlowClientError
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire import events, protos
 
-MAX_MESSAGE_BYTES = 8 << 20
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 20_000),  # a client that vanished without a word gives its slot back
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery

@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tml_jax.serve import events
+from tml_jax.wire import events
 
 BARS = " ▁▂▃▄▅▆▇█"
 LABEL = 8

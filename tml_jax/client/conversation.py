@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tml_jax.serve import door_grpc, events, media, protos, sending
-from tml_jax.serve.journal import Journal, journal_event
-from tml_jax.serve.playback import Playback
-from tml_jax.streams import frames
+from tml_jax.client import media, sending
+from tml_jax.client.playback import Playback
+from tml_jax.streams import pictures
+from tml_jax.wire import events, protos
+from tml_jax.wire.journal import Journal, journal_event
 
 STOPPED = "The session was stopped by its client."
 _WRITE_FAILED = "Internal error from Core"  # grpc's words (as INTERNAL) where it saw this before the call's status
@@ -85,7 +86,7 @@ class Script:
         width, height = stream.frame_width, stream.frame_height
         for time_s, frame in self.video.pictures(width, height) if self.video else ():
             thumbnails.add(time_s, frame)
-            small = frames.resize(frame, width, height) if width and height else frame
+            small = pictures.resize(frame, width, height) if width and height else frame
             yield time_s, protos.ConverseRequest(frame=_video_frame(small))
 
     def typed(self) -> Iterator[sending.Timed]:
@@ -299,6 +300,4 @@ async def server_info(channel: grpc.aio.Channel) -> Any:
 
 def connect(server: str) -> grpc.aio.Channel:
     """A channel to ``host:port``."""
-    return grpc.aio.insecure_channel(
-        server, options=(("grpc.max_receive_message_length", door_grpc.MAX_MESSAGE_BYTES),)
-    )
+    return grpc.aio.insecure_channel(server, options=(("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),))
