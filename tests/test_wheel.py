@@ -34,7 +34,7 @@ def test_a_wheel_serves(tmp_path: pathlib.Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tmp_path / "source"]
+    build: list = ["wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, tmp_path / "source"]
     subprocess.run([*pip, *build], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     home = tmp_path / "venv"
@@ -44,7 +44,7 @@ def test_a_wheel_serves(tmp_path: pathlib.Path) -> None:
     # The dependencies, but not this checkout, which its own environment finds by a hook that is not read here.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
-    arguments = [python, "-c", PROGRAM, ROOT / "checkpoints" / "inkling_tiny"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    arguments = ["-c", PROGRAM, str(ROOT / "checkpoints" / "inkling_tiny")]
+    done = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == [str(site / "tml_jax"), "end"]

@@ -146,5 +146,5 @@ def test_a_delegated_question_is_answered_in_the_conversation(serving, run) -> N
     assert started["text"].startswith("what is six times seven")
     assert finished["text"] == "forty two"
     assert [event["text"] for event in events if event["type"] == "word" and event["turn"] > delegate["turn"]] == [
-        "forty"
+        " forty"
     ]

@@ -163,15 +163,15 @@ def test_a_journal_can_be_read_back_after_a_crash(tmp_path: pathlib.Path) -> Non
         read_journal(path)
 
 
-def _pcm(value: int) -> bytes:
-    return np.full(3200, value, "<i2").tobytes()
+def _sound(value: int) -> np.ndarray:
+    return np.full(3200, value / 32767, np.float32)
 
 
 def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> None:
     playback = Playback(16_000, real_time=True)
-    playback.add(_pcm(1000), 4, 1.0, 1.05)
-    playback.add(_pcm(2000), 5, 1.2, 1.28)  # due at 1.29: in time
-    playback.add(_pcm(3000), 6, 1.4, 1.60)  # due at 1.49: too late
+    playback.add(_sound(1000), 4, 1.0, 1.05)
+    playback.add(_sound(2000), 5, 1.2, 1.28)  # due at 1.29: in time
+    playback.add(_sound(3000), 6, 1.4, 1.60)  # due at 1.49: too late
     sound = np.round(playback.sound(2.0) * 32767)
     starts = [int(np.argmax(sound == value)) / 16_000 for value in (1000, 2000, 3000)]
     assert starts == pytest.approx([1.09, 1.29, 1.64])

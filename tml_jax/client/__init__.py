@@ -8,7 +8,6 @@ from tml_jax.client.conversation import (
     connect,
     converse,
     server_info,
-    to_event,
 )
 
-__all__ = ["STOPPED", "Recording", "Script", "SessionError", "connect", "converse", "server_info", "to_event"]
+__all__ = ["STOPPED", "Recording", "Script", "SessionError", "connect", "converse", "server_info"]

@@ -16,6 +16,7 @@ from tml_jax.eval.conversation import converse, leave
 from tml_jax.eval.outcomes import Outcome, outcomes
 from tml_jax.streams import sound
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.behaviour import text_of
 from tml_jax.wire.journal import Journal
 
 CHUNK_MS = 20.0
@@ -54,7 +55,7 @@ class Performance:
 
     def text(self, kind: str) -> str:
         """The words of the journal's `heard` or `word` events."""
-        return " ".join(event["text"].strip() for event in self.recording.events if event["type"] == kind)
+        return text_of(self.recording.events, kind)
 
 
 def script_of(scene: Scene, spec: StreamSpec, seed: int) -> client.Script:
