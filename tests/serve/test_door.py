@@ -118,7 +118,7 @@ def test_a_reader_that_does_not_read_is_dropped_and_delays_nothing(bundle, run) 
         sessions = Sessions(engine, SessionSettings(max_unsent_ms=400), None)
         session = sessions.open(SessionConfig(sends_audio=False))
         silent, reads = session.subscribe(), session.subscribe()
-        session.push_text("what is six times seven")
+        await session.push_text("what is six times seven")
         told: list[events.Event] = []
         async for event in reads:
             told.append(event)
@@ -144,7 +144,7 @@ def test_a_session_that_nobody_reads_delegates_is_recorded_and_ends(bundle, run,
         engine.start()
         sessions = Sessions(engine, SessionSettings(linger_ms=400), tmp_path)
         session = sessions.open(SessionConfig(sends_audio=False))
-        session.push_text("what is six times seven")
+        await session.push_text("what is six times seven")
         await session.close_input()
         while len(sessions):
             await asyncio.sleep(0.02)

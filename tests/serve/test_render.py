@@ -65,7 +65,7 @@ def script(conversation: Conversation) -> list[Timed]:
 async def live(bundle: ModelBundle, conversation: Conversation) -> list[MicroTurnInput]:
     """The micro-turns that a session hands to the engine, when its client sends all that at its time."""
     engine = Engine(bundle, 1, faster_than_real_time=True)  # not started: the test takes what it would take
-    sessions = Sessions(engine, SessionSettings(max_queue_ms=1_000_000), None)
+    sessions = Sessions(engine, SessionSettings(max_queue_ms=1_000_000, max_text_ms=1_000_000), None)
     instructions = "".join(event.text for event in conversation.of(Instructions))
     sound = intake.SoundFormat(RATE, 1, intake.SampleFormat.F32LE)
     config = SessionConfig(conversation.has_audio, sends_video=True, instructions=instructions, sound=sound)
@@ -77,7 +77,7 @@ async def live(bundle: ModelBundle, conversation: Conversation) -> list[MicroTur
         if at < count * bundle.spec.samples:
             sent = await go_on(session, conversation, sent, at)
             if isinstance(event, UserText):
-                session.push_text(event.text)
+                await session.push_text(event.text)
             elif isinstance(event, BackgroundResult):
                 session._answer(event.text)
             else:

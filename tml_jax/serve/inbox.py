@@ -64,6 +64,11 @@ class Inbox:
         return len(self._blocks)
 
     @property
+    def waiting_text(self) -> int:
+        """Tokens of text that wait."""
+        return len(self._text)
+
+    @property
     def completed(self) -> int:
         """Micro-turns put in so far; also the index of the one that is being filled."""
         return self._put

@@ -70,6 +70,7 @@ class SessionSettings:
     Attributes:
       late_ms: sound that is later than this is replaced by silence.
       max_queue_ms: input that may wait for the engine; then the client is slowed down.
+      max_text_ms: of text, how long reading what waits may take; then the client is slowed down.
       max_unsent_ms: output that may wait for a reader; then it is told no more.
       linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
       tools: of the background model. tool_timeout_s: for each of its tasks.
@@ -77,6 +78,7 @@ class SessionSettings:
 
     late_ms: int = 400
     max_queue_ms: int = 2000
+    max_text_ms: int = 20_000
     max_unsent_ms: int = 10_000
     linger_ms: int = 1000
     longest_linger_ms: int = 15_000
@@ -90,11 +92,12 @@ def stream_of(spec: StreamSpec) -> events.Stream:
 
 
 class Pools:
-    """The threads that sessions share: for what comes in, and for what goes out."""
+    """The threads that sessions share: for sound that comes in, for pictures (no sound waits for them), for output."""
 
     def __init__(self, output_workers: int = 2) -> None:
         """Starts no thread before it is needed."""
         self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self.pictures = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
 
 
@@ -176,6 +179,7 @@ class Session:
             raise intake.BadInputError(
                 "This session was opened without sound: set sends_audio in its config to send some."
             )
+        self._check_open("sound")
         async with self._busy:
             await self._work(self._take_sound, pcm)
         while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
@@ -188,15 +192,33 @@ class Session:
             raise intake.BadInputError(
                 "This session was opened without video: set sends_video in its config to send some."
             )
-        frame = await self._work(intake.decode_frame, data, form, width, height, self._spec)
+        self._check_open("a picture")
+        arguments = (data, form, width, height, self._spec)
+        frame = await self._work(intake.decode_frame, *arguments, pool=self._pools.pictures)
         async with self._busy:
             self._assembler.push_frame(frame)
 
-    def push_text(self, text: str) -> None:
-        """Typed text. Raises BadInputError for what cannot be taken."""
+    async def push_text(self, text: str) -> None:
+        """Typed text; waits while there is much to read. Raises BadInputError for what cannot be taken."""
         text = intake.check_text(text)
+        self._check_open("text")
+        count, most = 1 + len(self._tokenizer.encode(" " + text)), self._max_text
+        if count > most:
+            raise intake.BadInputError(f"A text message of {count} tokens is too long: send at most {most} at once.")
+        while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
+            self._room.clear()
+            await self._room.wait()
         self._put_text("text", self._control.user, text)
         self._said.append(Said(self._now(), "user_text", text))
+
+    def _check_open(self, what: str) -> None:
+        if self._closed_at is not None:
+            raise intake.BadInputError(f"This session's input was closed, but {what} came after that.")
+
+    @property
+    def _max_text(self) -> int:
+        """Tokens of text that may wait, as many as are read in `max_text_ms`."""
+        return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
 
     async def close_input(self) -> None:
         """No more will come: silence follows until the model has nothing more to say."""

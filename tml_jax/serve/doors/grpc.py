@@ -6,11 +6,12 @@ from typing import Any
 
 import grpc
 from absl import logging
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tml_jax.serve import intake
-from tml_jax.serve.engine import ServerFullError
+from tml_jax.serve.engine import EngineDiedError, ServerFullError
 from tml_jax.serve.sessions import (
     DrainedError,
     GoneError,
@@ -38,6 +39,7 @@ _STATUS = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     JournalError: grpc.StatusCode.UNAVAILABLE,
     DrainedError: grpc.StatusCode.UNAVAILABLE,
+    EngineDiedError: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -58,7 +60,7 @@ class GrpcDoor:
         handlers = {
             "Converse": grpc.stream_stream_rpc_method_handler(
                 self._converse,
-                request_deserializer=protos.ConverseRequest.FromString,
+                request_deserializer=None,  # bytes: what is malformed is told by `_parse`
                 response_serializer=protos.ConverseResponse.SerializeToString,
             ),
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(
@@ -101,7 +103,7 @@ class GrpcDoor:
         for name in ("", protos.SERVICE):
             await self._health.set(name, status)
 
-    async def _converse(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+    async def _converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         try:
             session = self._sessions.open(await self._first(requests, context))
         except tuple(_STATUS) as error:
@@ -125,12 +127,13 @@ class GrpcDoor:
                 task.cancel()
             session.end(GoneError("The client that opened this session has gone."))
 
-    async def _first(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> SessionConfig:
+    async def _first(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> SessionConfig:
         if self._draining:
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "The server is going down and takes no new session: use another one."
             )
-        request = await anext(aiter(requests), None)
+        message = await anext(aiter(requests), None)
+        request = None if message is None else _parse(message)
         if request is None or request.WhichOneof("payload") != "config":
             found = "nothing" if request is None else request.WhichOneof("payload") or "an empty message"
             raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
@@ -139,10 +142,10 @@ class GrpcDoor:
             await context.abort(grpc.StatusCode.NOT_FOUND, sentence)
         return session_config(request.config)
 
-    async def _read(self, session: Session, requests: AsyncIterator[Any]) -> None:
+    async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
             async for request in requests:
-                await _take(session, request)
+                await _take(session, _parse(request))
             await session.close_input()
         except Exception as error:
             session.end(error)
@@ -179,6 +182,13 @@ async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
         await context.write(messages.to_message(event))
 
 
+def _parse(message: bytes) -> Any:
+    try:
+        return protos.ConverseRequest.FromString(message)
+    except DecodeError as error:
+        raise intake.BadInputError(f"A message of {len(message)} bytes is no ConverseRequest.") from error
+
+
 async def _take(session: Session, request: Any) -> None:
     """One message of the client, after the first."""
     match request.WhichOneof("payload"):
@@ -188,7 +198,7 @@ async def _take(session: Session, request: Any) -> None:
             frame = request.frame
             await session.push_frame(frame.data, _frame_format(frame.encoding), frame.width, frame.height)
         case "text":
-            session.push_text(request.text.text)
+            await session.push_text(request.text.text)
         case "close":
             await session.close_input()
         case "config":
