@@ -13,8 +13,8 @@ from tests.serve.fakes import fake_bundle
 from tml_jax import client
 from tml_jax.client import media
 from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.server import Server, ServerSettings
-from tml_jax.serve.sessions import SessionSettings
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from tests.serve.conftest import bursts, talk
 from tml_jax import client
+from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.sessions import SessionConfig, Sessions, SessionSettings
+from tml_jax.serve.sessions import Sessions
 from tml_jax.serve.subscription import SlowClientError
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import read_journal

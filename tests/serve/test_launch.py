@@ -18,8 +18,8 @@ from tml_jax.model.config import FlowConfig, InteractionConfig, StateConfig, Tex
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.serve import subprocess_server
 from tml_jax.serve.bundle import load_bundle
+from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.server import Server, ServerSettings
-from tml_jax.serve.sessions import SessionSettings
 from tml_jax.streams import vocabulary
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.wire.journal import read_journal

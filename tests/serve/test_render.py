@@ -20,8 +20,9 @@ from tml_jax.data.timeline import (
 )
 from tml_jax.serve import intake
 from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.sessions import Session, SessionConfig, Sessions, SessionSettings
+from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.streams import packed
 from tml_jax.streams.micro_turn import MicroTurnInput, empty_input
 

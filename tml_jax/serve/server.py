@@ -10,9 +10,10 @@ from collections.abc import Callable
 import threadpoolctl
 
 from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine, EngineDiedError
-from tml_jax.serve.sessions import Sessions, SessionSettings
+from tml_jax.serve.sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,9 @@ import numpy as np
 from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
-from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
+from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
+from tml_jax.serve.errors import JournalError, OverloadedError
 from tml_jax.serve.inbox import Block, Inbox
 from tml_jax.serve.outlet import Outlet
 from tml_jax.serve.pacing import Pacer
@@ -33,57 +34,6 @@ from tml_jax.wire.journal import Journal, journal_event
 
 WATCH_S = 0.02
 AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
-
-
-class OverloadedError(RuntimeError):
-    """The server cannot keep up with what the session's model says."""
-
-
-class JournalError(RuntimeError):
-    """The session's journal cannot be written."""
-
-
-class GoneError(RuntimeError):
-    """The client that opened the session has gone."""
-
-
-class DrainedError(RuntimeError):
-    """The server is going down."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SessionConfig:
-    """What a session sends and wants."""
-
-    sends_audio: bool = True
-    sends_video: bool = False
-    wants_audio: bool = True
-    instructions: str = ""
-    sound: intake.SoundFormat = intake.SoundFormat()
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class SessionSettings:
-    """How a server treats its sessions.
-
-    Attributes:
-      late_ms: sound that is later than this is replaced by silence.
-      max_queue_ms: input that may wait for the engine; then the client is slowed down.
-      max_text_ms: of text, how long reading what waits may take; then the client is slowed down.
-      max_unsent_ms: output that may wait for a reader; then it is told no more.
-      linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
-      tools: of the background model. tool_timeout_s: for each of its tasks.
-    """
-
-    late_ms: int = 400
-    max_queue_ms: int = 2000
-    max_text_ms: int = 20_000
-    max_unsent_ms: int = 10_000
-    linger_ms: int = 1000
-    longest_linger_ms: int = 15_000
-    tools: Sequence[Tool] = DEFAULT_TOOLS
-    tool_timeout_s: float = 5.0
 
 
 def stream_of(spec: StreamSpec) -> events.Stream:

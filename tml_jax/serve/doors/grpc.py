@@ -11,17 +11,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tml_jax.serve import intake
+from tml_jax.serve.config import SessionConfig
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.sessions import (
-    DrainedError,
-    GoneError,
-    JournalError,
-    OverloadedError,
-    Session,
-    SessionConfig,
-    Sessions,
-    stream_of,
-)
+from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.sessions import Session, Sessions, stream_of
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import messages, protos
 
