@@ -308,6 +308,7 @@ class Session:
             self.end(error)
 
     def _publish(self, told: Sequence[events.Event]) -> None:
+        self._readers = [reader for reader in self._readers if not reader.over.is_set()]
         for reader in self._readers:
             for event in told:
                 reader.put(event)
