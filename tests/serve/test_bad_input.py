@@ -1,19 +1,22 @@
 """What a client gets wrong ends its own session with one sentence, and nobody else's."""
 
 import asyncio
+import io
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.serve.conftest import bursts, talk
 from tml_jax import client
 from tml_jax.executor.live import LiveModel
 from tml_jax.serve import sessions
-from tml_jax.serve.engine import EngineDiedError, TurnResult
+from tml_jax.serve.config import SessionConfig, SessionSettings
+from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.server import ServerSettings, serve
 from tml_jax.wire import protos
 
@@ -260,6 +263,36 @@ def test_typed_text_waits_at_its_client_and_a_picture_keeps_no_sound_waiting(ser
     waiting, beside = run(scenario())
     assert 8 <= waiting <= 40, "at most a second's: 8 tokens are read in a micro-turn"
     assert not [event for event in beside.events if event["type"] == "silence"]
+
+
+def test_large_pictures_keep_no_other_session_s_small_ones_waiting(bundle, run, monkeypatch) -> None:
+    def png(side: int) -> bytes:
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (side, side)).save(file, "PNG")
+        return file.getvalue()
+
+    large, small, decode, looking = png(2000), png(40), sessions.intake.decode_frame, threading.Event()
+
+    def slow(data: bytes, *arguments: Any) -> np.ndarray:
+        assert data != large or looking.wait(60)
+        return decode(data, *arguments)
+
+    monkeypatch.setattr(sessions.intake, "decode_frame", slow)
+
+    async def scenario() -> list[int]:
+        every = sessions.Sessions(Engine(bundle, 4), SessionSettings(), None)
+        opened = [every.open(SessionConfig(sends_video=True)) for _ in range(4)]
+        form = sessions.intake.FrameFormat.FILE
+        heavy = [asyncio.create_task(session.push_frame(large, form)) for session in opened[:3]]
+        await asyncio.sleep(0.1)
+        await opened[3].push_frame(small, form)
+        waiting = [len(session._assembler._frames) for session in opened]
+        looking.set()
+        await asyncio.gather(*heavy)
+        every.end_all(RuntimeError("over"))
+        return waiting
+
+    assert run(scenario()) == [0, 0, 0, 1]
 
 
 async def _flood(call: grpc.aio.StreamStreamCall) -> None:

@@ -18,6 +18,7 @@ from tml_jax.streams.micro_turn import StreamSpec
 MAX_CHUNK_MS = 1000
 MAX_FRAME_BYTES = 4 << 20
 MAX_FRAME_PIXELS = 4096 * 4096
+HEAVY_PIXELS = 1 << 21  # a file of more takes long to decode
 MAX_TEXT = 4096
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
 DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
@@ -134,6 +135,16 @@ def decode_frame(data: bytes, form: FrameFormat, width: int, height: int, spec: 
     else:
         raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
     return pictures.resize(frame, spec.frame_width, spec.frame_height)
+
+
+def is_heavy(data: bytes, form: FrameFormat) -> bool:
+    """Whether `decode_frame` takes long, by what the file says of its size."""
+    if form is not FrameFormat.FILE or len(data) > MAX_FRAME_BYTES:
+        return False
+    try:
+        return math.prod(PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).size) > HEAVY_PIXELS
+    except Exception:  # `decode_frame` says what is wrong with it
+        return False
 
 
 def _decode_file(data: bytes, spec: StreamSpec) -> np.ndarray:

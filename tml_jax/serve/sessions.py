@@ -47,7 +47,8 @@ class Pools:
     def __init__(self, output_workers: int = 2) -> None:
         """Starts no thread before it is needed."""
         self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
-        self.pictures = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
         self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
 
 
@@ -143,8 +144,10 @@ class Session:
                 "This session was opened without video: set sends_video in its config to send some."
             )
         self._check_open("a picture")
-        arguments = (data, form, width, height, self._spec)
-        frame = await self._work(intake.decode_frame, *arguments, pool=self._pools.pictures)
+        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
+        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
+        async with self._pools.heavy if heavy else contextlib.nullcontext():
+            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
         async with self._busy:
             self._assembler.push_frame(frame)
 
