@@ -1,6 +1,7 @@
 """The server's life: health, reflection, information, draining, slow and fast clients, real time."""
 
 import asyncio
+import threading
 import time
 
 import grpc
@@ -13,7 +14,8 @@ from tests.serve.conftest import bursts, talk
 from tml_jax import client
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.sessions import Sessions
+from tml_jax.serve.errors import OverloadedError
+from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import read_journal
@@ -226,3 +228,24 @@ def test_typed_text_alone_makes_a_session(serving, run) -> None:
     said = [event for event in run(scenario()).events if event["type"] == "word"]
     assert [event["text"] for event in said] == [" seven"]
     assert 1 <= said[0]["turn"] <= 5
+
+
+def test_a_session_whose_sound_cannot_be_made_in_time_is_ended(bundle, run, monkeypatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(Session, "_decode", lambda session, result: release.wait(60) and [])
+
+    async def scenario() -> tuple[Exception, int]:
+        engine = Engine(bundle, 1)
+        engine.start()
+        reader = Sessions(engine, SessionSettings(max_unsent_ms=400), None).open(SessionConfig(False)).subscribe()
+        with pytest.raises(OverloadedError) as ended:
+            async for event in reader:
+                assert isinstance(event, events.Started)
+        live = engine.stats().live
+        release.set()
+        await asyncio.to_thread(engine.stop)
+        return ended.value, live
+
+    ended, live = run(scenario())
+    assert str(ended) == "The server is 0.4 s behind in making this session's sound, so the session was ended."
+    assert live == 0
