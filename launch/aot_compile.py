@@ -28,7 +28,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 from launch import cli  # noqa: E402
-from tml_jax.eval import aot  # noqa: E402
+from tml_jax.perf import aot  # noqa: E402
 from tml_jax.train.config import load_experiment  # noqa: E402
 
 CONFIG = cli.config("configs/inkling_small.py")

@@ -20,7 +20,7 @@ from pallas_kernels.grouped_matmul import bench as grouped_matmul
 from pallas_kernels.sharded_experts import bench as sharded_experts
 from pallas_kernels.static import bench as static
 from pallas_kernels.static.chips import TOPOLOGIES
-from tml_jax.eval import bench_micro_turn, bench_numerics
+from tml_jax.perf import bench_micro_turn, bench_numerics
 from tml_jax.train.config import load_experiment
 
 SUITE = flags.DEFINE_enum(

@@ -13,8 +13,10 @@ import numpy as np
 from absl import flags
 
 from launch import cli
+from tml_jax import client
+from tml_jax.client import media, summary
 from tml_jax.eval.conversation import MIC_RATE, hold, make_folder
-from tml_jax.serve import client, intake, media, summary
+from tml_jax.serve import intake
 
 _SERVER = cli.server()
 _WAV = flags.DEFINE_string("wav", None, "Sound of the user: any format, rate and channels.")

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from launch import cli
+from tml_jax import client
 from tml_jax.checkpoint.store import open_model
+from tml_jax.client import summary
 from tml_jax.data.demonstration import draw_scenes
 from tml_jax.data.pipeline import open_bank
 from tml_jax.eval.conversation import make_folder
 from tml_jax.eval.performance import Performance, keep, play
-from tml_jax.serve import client, subprocess_server, summary
+from tml_jax.serve import subprocess_server
 
 _CHECKPOINT = cli.checkpoint()
 _BANK = cli.bank()

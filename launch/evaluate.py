@@ -23,9 +23,9 @@ from tml_jax.data.timeline import Conversation
 from tml_jax.eval import overheard
 from tml_jax.eval.metrics import judge, summarise
 from tml_jax.eval.rollout import Rollout
-from tml_jax.eval.timeline import Behaviour
 from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.wire.behaviour import Behaviour
 
 SUITE = flags.DEFINE_enum("suite", "smoke", ["smoke", "overheard"], "What to measure.")
 CHECKPOINT = cli.checkpoint()

@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 
 from launch import cli
-from tml_jax.serve import client, media, summary
+from tml_jax import client
+from tml_jax.client import media, summary
 
 _SERVER = cli.server()
 _SESSIONS = flags.DEFINE_integer("sessions", 8, "Sessions at once.", lower_bound=1)

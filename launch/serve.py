@@ -15,7 +15,7 @@ from absl import flags, logging
 from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
-from tml_jax.serve import bundle, server, sessions
+from tml_jax.serve import bundle, config, server
 
 _CHECKPOINT = cli.checkpoint()
 _MESH = cli.mesh("the first device alone")
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
-        session=sessions.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
+        session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
     lockstep = Lockstep() if cli.join_pod(_POD) else None
     with lockstep or contextlib.nullcontext():

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from launch import cli
-from tml_jax.eval.describe import describe
+from tml_jax.perf.describe import describe
 from tml_jax.train.config import ExperimentConfig, load_experiment
 from tml_jax.train.interrupt import Interruption, PodInterruption
 

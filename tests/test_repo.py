@@ -17,13 +17,15 @@ MIB = 1 << 20
 FLOORS = (
     ("tests",),
     ("launch", "configs"),
-    ("tml_jax.eval",),
+    ("tml_jax.perf", "tml_jax.eval"),
     ("tml_jax.serve",),
+    ("tml_jax.client",),
     ("tml_jax.train",),
     ("tml_jax.data",),
     ("tml_jax.checkpoint",),
     ("tml_jax.executor",),
     ("tml_jax.model",),
+    ("tml_jax.wire",),
     ("tml_jax.streams", "tml_jax.sharding"),
     ("pallas_kernels",),
 )

@@ -3,7 +3,7 @@
 # Python 3.11 is what the pins were resolved and the programs compiled ahead of time with.
 _PYTHON = "python:3.11-slim"
 _FILES = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
-_FOLDERS = ("tml_jax", "pallas_kernels", "launch", "configs", "proto")
+_FOLDERS = ("tml_jax", "pallas_kernels", "launch", "configs")
 
 
 def dockerfile() -> str:

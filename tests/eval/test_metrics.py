@@ -1,13 +1,20 @@
 """Metrics on hand-made sessions: each can be failed, and each can be passed."""
 
+import math
+
 import pytest
 
 from tml_jax.eval.metrics import judge, summarise
-from tml_jax.eval.timeline import Behaviour
+from tml_jax.wire.behaviour import Behaviour
 
 
 def spoken(start, end, *words):
-    events = [{"type": "speak", "t": start, "end": end}]
+    """A journal of a model that is heard from `start` to `end`, in pieces of a micro-turn."""
+    pieces = [max(start, end - 0.2 * k) for k in range(1, math.ceil((end - start) / 0.2 - 1e-6) + 1)]
+    events = []
+    for onset, t in zip(pieces, (end - 0.2 * k for k in range(1, len(pieces) + 1)), strict=True):
+        at = {"t": t, "turn": round(1000 * t)}
+        events += [at | {"type": "speak"}, at | {"type": "voice", "onset_ms": 1000 * (onset - t)}]
     return events + [{"type": "word", "t": start + 0.3 * i, "text": f" {w}"} for i, w in enumerate(words)]
 
 

@@ -16,7 +16,7 @@ def journal(*turns: tuple[int, str], **more: Event) -> list[Event]:
     for turn, word in turns:
         at = {"t": round(0.2 * (turn + 1), 4), "turn": turn}
         events += [at | {"type": "speak"}, at | {"type": "voice", "level": 0.2, "onset_ms": 30}]
-        events += [at | {"type": "word", "text": word}] if word else []
+        events += [at | {"type": "word", "text": f" {word}"}] if word else []
     return events + [event | {"type": kind} for kind, event in more.items()]
 
 

@@ -6,7 +6,7 @@ import soundfile
 
 from tml_jax.data.timeline import Conversation
 from tml_jax.eval import overheard
-from tml_jax.eval.timeline import Behaviour
+from tml_jax.wire.behaviour import Behaviour
 
 
 def test_plays_every_recording_once_a_speaker_at_a_time(tmp_path):

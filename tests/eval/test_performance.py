@@ -10,14 +10,14 @@ import pytest
 import soundfile
 
 from tests.eval.test_outcomes import journal
+from tml_jax import client
 from tml_jax.data.demonstration import Scene
 from tml_jax.data.timeline import Conversation, Frames, SpokenWord, UserSpeech
 from tml_jax.eval import performance
 from tml_jax.eval.outcomes import outcomes
 from tml_jax.eval.plot import LATE, MET
-from tml_jax.serve import client
-from tml_jax.serve.journal import read_journal
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.journal import read_journal
 
 SPEC = StreamSpec()
 EXPECTED = (
@@ -37,7 +37,7 @@ def played(name: str, start_s: float, turn: int) -> performance.Performance:
     """A scene in which the model says "hello" in this micro-turn."""
     made = scene(name)
     script = performance.script_of(made, SPEC, 7)
-    events = [*journal((turn, "hello")), {"t": 2.2, "turn": 10, "type": "heard", "text": "yellow"}]
+    events = [*journal((turn, "hello")), {"t": 2.2, "turn": 10, "type": "heard", "text": " yellow"}]
     events = [*sorted(events, key=lambda event: event["t"]), {"t": 6.3, "turn": 0, "type": "end"}]
     recording = client.Recording("session", SPEC.sample_rate, events, 6.0, np.full(32_000, 0.5, np.float32))
     judged = outcomes(name, made.conversation.expectations, events, 6.0, start_s)

@@ -9,10 +9,10 @@ import sys
 import jax
 
 from tml_jax import sharding
-from tml_jax.eval import hlo
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel
+from tml_jax.perf import hlo
 from tml_jax.streams import packed
 from tml_jax.train.config import load_experiment
 from tml_jax.train.trainer import Trainer

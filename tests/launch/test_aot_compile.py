@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tml_jax.eval import hlo
+from tml_jax.perf import hlo
 from tml_jax.train.config import load_experiment
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -248,7 +248,8 @@ def test_the_image_holds_all_that_a_command_needs(tmp_path):
                 shutil.copy(ROOT / source, tmp_path / target)
     program = """
 import launch.train
-from tml_jax.serve import protos, server
+from tml_jax.serve import server
+from tml_jax.wire import protos
 from tml_jax.train import loop
 from tml_jax.train.config import load_experiment
 load_experiment("configs/inkling_small.py")
@@ -256,7 +257,7 @@ print(protos.ROOT, launch.train.__file__)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / "proto"), str(tmp_path / "launch" / "train.py")]
+    assert done.stdout.split() == [str(tmp_path / "tml_jax" / "wire" / "proto"), str(tmp_path / "launch" / "train.py")]
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from pallas_kernels.int8 import Int8Weight, einsum
 from tests.model import tiny
 from tml_jax.checkpoint.quantize import quantize
 from tml_jax.checkpoint.weights import flatten, place_params
-from tml_jax.eval import hlo
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.model.quantized import as_int8
+from tml_jax.perf import hlo
 
 SCRIPT = """
 import json

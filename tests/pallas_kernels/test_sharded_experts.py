@@ -17,7 +17,7 @@ from pallas_kernels.sharded_experts import bench, exchange
 from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from pallas_kernels.sharded_experts.cost import Exchange, torus
 from pallas_kernels.static.compile import ENVIRONMENT
-from tml_jax.eval import hlo
+from tml_jax.perf import hlo
 
 SCRIPT = """
 import json

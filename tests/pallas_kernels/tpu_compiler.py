@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pallas_kernels.static.chips import TOPOLOGIES
 from pallas_kernels.static.compile import ENVIRONMENT
-from tml_jax.eval import hlo
+from tml_jax.perf import hlo
 
 
 def compile_for(chip, f, *args, donate=()):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.serve.fakes import fake_bundle
-from tml_jax.serve import client, media
+from tml_jax import client
+from tml_jax.client import media
 from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.server import Server, ServerSettings
-from tml_jax.serve.sessions import SessionSettings
 
 
 @pytest.fixture(scope="session")

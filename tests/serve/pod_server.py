@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
     """Runs it."""
     out, load = argv.pop(1), bundle.load_bundle
 
-    def loaded(checkpoint: str, executor: Executor, dtype: str) -> bundle.ModelBundle:
+    def loaded(checkpoint: str, executor: Executor, dtype: str, int8: bool) -> bundle.ModelBundle:
         if checkpoint != "fake":
-            return load(checkpoint, executor, dtype)
+            return load(checkpoint, executor, dtype, int8)
         fake = fake_bundle(pathlib.Path(out).parent)
         return dataclasses.replace(fake, params=jax.device_get(fake.params), executor=executor)
 

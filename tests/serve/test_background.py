@@ -80,11 +80,21 @@ def test_an_answer_comes_from_what_the_user_said_last() -> None:
     said = [
         Said(1.0, "user", "what is nine times nine"),
         Said(2.0, "model", "eighty one"),
-        *(Said(8.0, "user", word) for word in ["what", "is", "two", "plus", "two"]),
+        *(Said(8.0, "user", word) for word in [" what", " is", " t", "wo", " plus", " two"]),
     ]
     answers, reports = converse(said, (calculate,))
     assert answers == ["four"]
     assert [(one.state, one.text) for one in reports] == [("started", "what is two plus two"), ("finished", "four")]
+
+
+def test_a_question_is_what_was_heard_letter_by_letter() -> None:
+    said = [
+        Said(8.0, "user_text", "naïve"),
+        *(Said(8.0, "user", piece) for piece in [" what", " is", " a", " caf", "é", " à la", " carte"]),
+        Said(8.4, "user_text", "日本?"),
+    ]
+    assert ContextPackage(9.0, tuple(said)).question() == "naïve what is a café à la carte 日本?"
+    assert split_words("Café, 日本 42_x") == ["café", "日本", "42", "x"]
 
 
 def test_the_unknown_the_broken_and_the_slow_are_said_in_words() -> None:

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from tests.serve.conftest import bursts
+from tml_jax import client
 from tml_jax.eval import conversation
-from tml_jax.serve import client
-from tml_jax.serve.journal import read_journal
+from tml_jax.wire.journal import read_journal
 
 FILES = {"reply.wav", "session.jsonl", "timeline.png", "summary.json"}
 LONG = client.Script(bursts(60.0, seed=1))

@@ -1,6 +1,7 @@
 """The server's life: health, reflection, information, draining, slow and fast clients, real time."""
 
 import asyncio
+import threading
 import time
 
 import grpc
@@ -10,9 +11,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from tests.serve.conftest import bursts, talk
-from tml_jax.serve import client, events, protos
+from tml_jax import client
+from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.sessions import SessionConfig, Sessions, SessionSettings, SlowClientError
+from tml_jax.serve.errors import OverloadedError
+from tml_jax.serve.sessions import Session, Sessions
+from tml_jax.serve.subscription import SlowClientError
+from tml_jax.wire import events, messages, protos
+from tml_jax.wire.journal import read_journal
 
 
 def test_health_reflection_and_information(serving, run) -> None:
@@ -52,7 +58,7 @@ def test_draining_refuses_the_new_and_lets_the_live_finish(serving, run) -> None
             await live.write(protos.ConverseRequest(close=protos.CloseInput()))
             told = []
             while (message := await live.read()) is not grpc.aio.EOF:
-                told.append(client.to_event(message))
+                told.append(messages.to_event(message))
             await drain
             return health.status, refused.value, told
 
@@ -108,20 +114,90 @@ async def _pour(call: grpc.aio.StreamStreamCall, seconds: float) -> None:
         await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(640))))
 
 
-def test_a_client_that_reads_nothing_is_ended(bundle, run) -> None:
-    async def scenario() -> Exception:
+def test_a_reader_that_does_not_read_is_dropped_and_delays_nothing(bundle, run) -> None:
+    async def scenario() -> tuple:
         engine = Engine(bundle, 1)
         engine.start()
         sessions = Sessions(engine, SessionSettings(max_unsent_ms=400), None)
-        session = sessions.open(SessionConfig(sends_audio=False))  # nobody reads `session.told()`
-        error = await asyncio.wait_for(session.failed, 5)
-        sessions.close(session)
-        engine.stop()
-        return error
+        session = sessions.open(SessionConfig(sends_audio=False))
+        silent, reads = session.subscribe(), session.subscribe()
+        await session.push_text("what is six times seven")
+        told: list[events.Event] = []
+        async for event in reads:
+            told.append(event)
+            if isinstance(event, events.Turn) and event.turn == 4:
+                await session.close_input()
+        with pytest.raises(SlowClientError) as slow:
+            await anext(silent)
+        live = len(sessions), engine.stats().live
+        await asyncio.to_thread(engine.stop)
+        return slow.value, told, live
 
-    error = run(scenario())
-    assert isinstance(error, SlowClientError)
-    assert str(error) == "The client is 0.4 s behind in reading its replies, so its session was ended."
+    slow, told, live = run(scenario())
+    assert str(slow) == "The client is 0.4 s behind in reading its replies, so it is told no more."
+    assert isinstance(told[0], events.Started) and isinstance(told[-1], events.Ended)
+    assert [event.turn for event in told if isinstance(event, events.Turn)] == list(range(told[-1].turns))
+    assert [event.state for event in told if isinstance(event, events.Background)] == ["started", "finished"]
+    assert live == (0, 0)
+
+
+def test_a_session_that_nobody_reads_delegates_is_recorded_and_ends(bundle, run, tmp_path) -> None:
+    async def scenario() -> None:
+        engine = Engine(bundle, 1)
+        engine.start()
+        sessions = Sessions(engine, SessionSettings(linger_ms=400), tmp_path)
+        session = sessions.open(SessionConfig(sends_audio=False))
+        await session.push_text("what is six times seven")
+        await session.close_input()
+        while len(sessions):
+            await asyncio.sleep(0.02)
+        assert engine.stats().live == 0
+        with pytest.raises(StopAsyncIteration):  # late, and told so
+            late = session.subscribe()
+            assert isinstance(await anext(late), events.Started)
+            await anext(late)
+        await asyncio.to_thread(engine.stop)
+
+    run(scenario())
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    journal = read_journal(path)
+    assert [event["state"] for event in journal if event["type"] == "background"] == ["started", "finished"]
+    assert [event["text"] for event in journal if event["type"] == "word"] == [" forty"]
+    assert journal[-1]["type"] == "end"
+
+
+def test_a_client_that_never_reads_loses_its_session_and_finds_out_why(serving, run, monkeypatch) -> None:
+    monkeypatch.setattr("tml_jax.serve.doors.grpc.UNREAD_S", 0.2)
+    narrow = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4096))  # or megabytes would be on their way
+
+    async def scenario() -> tuple[grpc.StatusCode, str]:
+        async with (
+            serving(real_time=True, max_unsent_ms=400) as server,
+            grpc.aio.insecure_channel(server.address, options=narrow) as channel,
+        ):
+            call = protos.converse_method(channel)()
+            await call.write(protos.ConverseRequest(config=protos.SessionConfig(wants_audio=True)))
+            chatter = asyncio.create_task(_type(call))  # and reads nothing of the answers
+            for live in (1, 0):
+                while server.server.engine.stats().live != live:
+                    await asyncio.sleep(0.02)
+            chatter.cancel()
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+            return ended.value.code(), ended.value.details()
+
+    code, sentence = run(scenario())
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert sentence == "The client reads nothing, so its call was ended."
+
+
+async def _type(call: grpc.aio.StreamStreamCall) -> None:
+    """The fake model says each text."""
+    while True:
+        await call.write(protos.ConverseRequest(text=protos.TextInput(text="seven")))
+        await asyncio.sleep(0.1)
 
 
 def test_sound_that_stays_away_is_replaced_by_silence_and_time_goes_on(serving, run) -> None:
@@ -133,7 +209,7 @@ def test_sound_that_stays_away_is_replaced_by_silence_and_time_goes_on(serving, 
             told: list[events.Turn] = []
             start = time.monotonic()
             while len(told) < 6:
-                event = client.to_event(await call.read())
+                event = messages.to_event(await call.read())
                 told += [event] if isinstance(event, events.Turn) else []
             call.cancel()
             return told, time.monotonic() - start
@@ -150,5 +226,26 @@ def test_typed_text_alone_makes_a_session(serving, run) -> None:
             return await talk(server.address, client.Script(None, texts=[(0.5, "seven")], tail_s=0.5), real_time=True)
 
     said = [event for event in run(scenario()).events if event["type"] == "word"]
-    assert [event["text"] for event in said] == ["seven"]
+    assert [event["text"] for event in said] == [" seven"]
     assert 1 <= said[0]["turn"] <= 5
+
+
+def test_a_session_whose_sound_cannot_be_made_in_time_is_ended(bundle, run, monkeypatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(Session, "_decode", lambda session, result: release.wait(60) and [])
+
+    async def scenario() -> tuple[Exception, int]:
+        engine = Engine(bundle, 1)
+        engine.start()
+        reader = Sessions(engine, SessionSettings(max_unsent_ms=400), None).open(SessionConfig(False)).subscribe()
+        with pytest.raises(OverloadedError) as ended:
+            async for event in reader:
+                assert isinstance(event, events.Started)
+        live = engine.stats().live
+        release.set()
+        await asyncio.to_thread(engine.stop)
+        return ended.value, live
+
+    ended, live = run(scenario())
+    assert str(ended) == "The server is 0.4 s behind in making this session's sound, so the session was ended."
+    assert live == 0

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.serve.conftest import bursts, talk
-from tml_jax.serve import client
+from tml_jax import client
 from tml_jax.serve.engine import compilations
-from tml_jax.serve.journal import read_journal
+from tml_jax.wire.journal import read_journal
 
 
 def decisive(recording: client.Recording) -> list[dict]:
@@ -146,5 +146,5 @@ def test_a_delegated_question_is_answered_in_the_conversation(serving, run) -> N
     assert started["text"].startswith("what is six times seven")
     assert finished["text"] == "forty two"
     assert [event["text"] for event in events if event["type"] == "word" and event["turn"] > delegate["turn"]] == [
-        "forty"
+        " forty"
     ]

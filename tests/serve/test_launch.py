@@ -12,16 +12,17 @@ import pytest
 import soundfile
 
 from tests.serve.conftest import bursts, talk
+from tml_jax import client
 from tml_jax.checkpoint import store
 from tml_jax.model.config import FlowConfig, InteractionConfig, StateConfig, TextConfig, VisionConfig
 from tml_jax.model.interaction import InteractionModel
-from tml_jax.serve import client, subprocess_server
+from tml_jax.serve import subprocess_server
 from tml_jax.serve.bundle import load_bundle
-from tml_jax.serve.journal import read_journal
+from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.server import Server, ServerSettings
-from tml_jax.serve.sessions import SessionSettings
 from tml_jax.streams import vocabulary
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.journal import read_journal
 
 CONFIG = InteractionConfig(
     text=TextConfig(

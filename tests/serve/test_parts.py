@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serve.fakes import SPEC
-from tml_jax.serve import intake, summary
+from tml_jax.client import summary
+from tml_jax.client.playback import Playback
+from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.journal import Journal, read_journal
 from tml_jax.serve.pacing import Pacer
-from tml_jax.serve.playback import Playback
 from tml_jax.streams.dmel import dmel
 from tml_jax.streams.micro_turn import empty_input
 from tml_jax.streams.sound import resample
+from tml_jax.wire.journal import Journal, read_journal
 
 TICK = 99
 
@@ -162,15 +163,15 @@ def test_a_journal_can_be_read_back_after_a_crash(tmp_path: pathlib.Path) -> Non
         read_journal(path)
 
 
-def _pcm(value: int) -> bytes:
-    return np.full(3200, value, "<i2").tobytes()
+def _sound(value: int) -> np.ndarray:
+    return np.full(3200, value / 32767, np.float32)
 
 
 def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> None:
     playback = Playback(16_000, real_time=True)
-    playback.add(_pcm(1000), 4, 1.0, 1.05)
-    playback.add(_pcm(2000), 5, 1.2, 1.28)  # due at 1.29: in time
-    playback.add(_pcm(3000), 6, 1.4, 1.60)  # due at 1.49: too late
+    playback.add(_sound(1000), 4, 1.0, 1.05)
+    playback.add(_sound(2000), 5, 1.2, 1.28)  # due at 1.29: in time
+    playback.add(_sound(3000), 6, 1.4, 1.60)  # due at 1.49: too late
     sound = np.round(playback.sound(2.0) * 32767)
     starts = [int(np.argmax(sound == value)) / 16_000 for value in (1000, 2000, 3000)]
     assert starts == pytest.approx([1.09, 1.29, 1.64])

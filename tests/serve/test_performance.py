@@ -11,7 +11,7 @@ from tml_jax.data.demonstration import Scene
 from tml_jax.data.timeline import Conversation, SpokenWord, UserSpeech
 from tml_jax.eval import performance
 from tml_jax.serve.bundle import ModelBundle
-from tml_jax.serve.journal import read_journal
+from tml_jax.wire.journal import read_journal
 
 
 def test_scenes_follow_each_other(

@@ -22,8 +22,11 @@ import soundfile
 
 from tests.serve.conftest import bursts, talk
 from tests.serve.fakes import SPEC
-from tml_jax.serve import client, intake, media, protos, sending
-from tml_jax.serve.journal import read_journal
+from tml_jax import client
+from tml_jax.client import media, sending
+from tml_jax.serve import intake
+from tml_jax.wire import protos
+from tml_jax.wire.journal import read_journal
 
 SMALL = dataclasses.replace(SPEC, frame_height=32, frame_width=48)
 TILES = np.kron(np.array([[250, 30, 120], [80, 200, 10]], np.uint8), np.ones((16, 16), np.uint8))

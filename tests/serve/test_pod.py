@@ -15,9 +15,10 @@ import pytest
 from tests.pod import Pod, started
 from tests.serve.conftest import bursts, talk
 from tests.serve.pod_server import Written, recorded
+from tml_jax import client
+from tml_jax.client import media
 from tml_jax.data.speech_bank import SAMPLE_RATE, SpeechBank
 from tml_jax.executor.live import LiveModel
-from tml_jax.serve import client, media
 from tml_jax.serve.bundle import ModelBundle, load_bundle
 from tml_jax.serve.server import Server, ServerSettings
 from tml_jax.serve.sessions import SessionSettings

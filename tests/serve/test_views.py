@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 from rich.console import Console
 
+from tml_jax.client import live_view
 from tml_jax.eval import plot
-from tml_jax.serve import events, live_view
+from tml_jax.wire import events
 
 LISTEN = events.Decision.LISTEN
 
@@ -16,10 +17,11 @@ LISTEN = events.Decision.LISTEN
 def told() -> list[events.Event]:
     turns = [events.Turn(k, LISTEN, 250.0 if k == 7 else 30.0, k == 7, 0, 0.1 if k < 4 else 0.0, 0) for k in range(12)]
     others: list[events.Event] = [
-        events.HeardWords(2, "hello"),
-        events.Words(6, "good"),
-        events.Words(8, "morning"),
-        events.Sound(6, 1.4, b"", 0.2),
+        events.HeardWords(2, " hel", 400, 600),
+        events.HeardWords(3, "lo", 600, 800),
+        events.Words(6, " good", 1400, 1600),
+        events.Words(8, " morning", 1800, 2000),
+        events.Sound(6, 1400, 1600, np.zeros(3200, np.float32), 0.2),
         events.Background(9, 0, "finished", "forty two"),
     ]
     return sorted([*turns, *others], key=lambda event: getattr(event, "turn", 0))
@@ -49,7 +51,8 @@ def test_without_a_terminal_there_are_lines() -> None:
             view.observe(event)
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert lines == [
-        "0.6 s you hello",
+        "0.6 s you hel",
+        "0.8 s you lo",
         "1.4 s model good",
         "1.6 s late the step took 250 ms",
         "1.8 s model morning",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from tml_jax.streams import frames
+from tml_jax.streams import frames, pictures
 from tml_jax.streams.micro_turn import StreamSpec
 
 SPEC = StreamSpec()
@@ -100,7 +100,7 @@ def test_spec_without_room_for_a_frame_is_said():
 
 def test_a_turned_picture_is_set_upright():
     frame = picture(2, 3)
-    quarter = frames.Turn(transposed=True, up_down=True).apply(frame)
+    quarter = pictures.Turn(transposed=True, up_down=True).apply(frame)
     np.testing.assert_array_equal(quarter, np.rot90(frame))
-    np.testing.assert_array_equal(frames.Turn(left_right=True, up_down=True).apply(frame), np.rot90(frame, 2))
-    np.testing.assert_array_equal(frames.Turn().apply(frame), frame)
+    np.testing.assert_array_equal(pictures.Turn(left_right=True, up_down=True).apply(frame), np.rot90(frame, 2))
+    np.testing.assert_array_equal(pictures.Turn().apply(frame), frame)

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from tml_jax.serve import media
+from tml_jax.client import media
 from tml_jax.streams import video
 
 

@@ -17,11 +17,12 @@ from tests.checkpoint.published import tensors
 from tests.model import tiny
 from tests.serve.conftest import bursts, talk
 from tests.train.experiment_small import CONFIG
+from tml_jax import client
 from tml_jax.checkpoint import convert, store
 from tml_jax.checkpoint.source import open_source
 from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_tensors
 from tml_jax.model.interaction import InteractionModel
-from tml_jax.serve import client, subprocess_server
+from tml_jax.serve import subprocess_server
 from tml_jax.train.loop import Run
 
 TOKENIZER = pathlib.Path("checkpoints/inkling_tiny/tokenizer.json")

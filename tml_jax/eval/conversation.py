@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tml_jax import client
+from tml_jax.client import live_view, media, microphone, summary
 from tml_jax.eval import plot
-from tml_jax.serve import client, events, live_view, media, microphone, summary
-from tml_jax.serve.journal import Journal
 from tml_jax.streams import sound
+from tml_jax.wire import events
+from tml_jax.wire.journal import Journal
 
 MIC_RATE = 16_000
 _FILES = ("reply.wav", "session.jsonl", "timeline.png", "summary.json")

@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tml_jax.eval.timeline import Behaviour
 from tml_jax.streams.number_words import to_words
+from tml_jax.wire.behaviour import Behaviour
 
 IN_TIME_S = 0.6
 """How soon an answer must be heard, and a silence fall, to count."""

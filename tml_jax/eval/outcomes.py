@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tml_jax.eval import metrics
-from tml_jax.eval.timeline import Behaviour, date_results
+from tml_jax.wire.behaviour import Behaviour, date_results
 
 Event = dict[str, Any]
 _SILENT_WHEN = {

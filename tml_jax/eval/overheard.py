@@ -11,8 +11,8 @@ import numpy as np
 
 from tml_jax.data import augment
 from tml_jax.data.timeline import Conversation, UserSpeech
-from tml_jax.eval.timeline import Behaviour
 from tml_jax.streams.sound import read_sound
+from tml_jax.wire.behaviour import Behaviour
 
 ENDINGS = frozenset({".flac", ".g722", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav", ".webm"})
 LEVEL_DB = -22.0

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from tml_jax import client
+from tml_jax.client import media
 from tml_jax.data.demonstration import Scene
 from tml_jax.data.timeline import Frames, UserSpeech, user_sound
 from tml_jax.eval import plot
 from tml_jax.eval.conversation import converse, leave
 from tml_jax.eval.outcomes import Outcome, outcomes
-from tml_jax.serve import client, media
-from tml_jax.serve.journal import Journal
 from tml_jax.streams import sound
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.behaviour import text_of
+from tml_jax.wire.journal import Journal
 
 CHUNK_MS = 20.0
 TALK = "(talk to somebody else)"
@@ -53,7 +55,7 @@ class Performance:
 
     def text(self, kind: str) -> str:
         """The words of the journal's `heard` or `word` events."""
-        return " ".join(event["text"].strip() for event in self.recording.events if event["type"] == kind)
+        return text_of(self.recording.events, kind)
 
 
 def script_of(scene: Scene, spec: StreamSpec, seed: int) -> client.Script:

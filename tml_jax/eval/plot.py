@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
+from tml_jax.wire.behaviour import whole_words
+
 USER, MODEL, BACKGROUND = "#1f7a8c", "#c8553d", "#8e6c8a"
 INK, FAINT, LATE, MET = "#22303c", "#9aa5ad", "#d62828", "#2a8f5b"
 LONGEST_S = 24.0  # a longer session is drawn as a score is: in lines, one under the other
@@ -96,7 +98,7 @@ def plot_timeline(
 
     Args:
       path: where the picture goes.
-      journal: the session's events (see `tml_jax.serve.journal`).
+      journal: the session's events (see `tml_jax.wire.journal`).
       user, reply: the sound of both sides; without them the levels in the journal are drawn.
       frames: (seconds, uint8 [H, W, 3]) of the user's camera.
       title: the heading.
@@ -208,10 +210,10 @@ def _draw(
     match name:
         case "user":
             _sound_track(ax, user, journal, "sound", USER)
-            _words(ax, line, line.events(journal, "heard", "text"), USER)
+            _words(ax, line, line.events(whole_words(journal), "heard", "text"), USER)
         case "model":
             _sound_track(ax, reply, journal, "voice", MODEL)
-            _words(ax, line, line.events(journal, "word"), MODEL)
+            _words(ax, line, line.events(whole_words(journal), "word"), MODEL)
         case "frames":
             _film(ax, line, frames)
         case "events":

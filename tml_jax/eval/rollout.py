@@ -10,8 +10,10 @@ from tml_jax.data.timeline import Conversation, render
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.serve.outlet import Outlet
 from tml_jax.streams import packed, speech
 from tml_jax.streams.text import Tokenizer
+from tml_jax.wire.journal import Journal, journal_event
 
 LOUD = 0.35
 """A mel frame counts as sound where its mean lies this far above silence (normalised log mel)."""
@@ -50,36 +52,28 @@ class Rollout:
         rng = np.stack([np.array([seed + slot, 0], np.uint32) for slot in range(self.slots)])
         state = self._live.init()
         events: list[list[dict[str, Any]]] = [[] for _ in conversations]
+        outlets = [Outlet(self.spec, self.tokenizer) for _ in conversations]
         for turn in range(turns):
             now = packed.live_turn(self.spec, inputs, turn, self.slots)
             state, out = self._live.step(self.params, state, now, rng)
             host = jax.device_get(out)
             for slot, found in enumerate(events):
                 if now.active[slot]:
-                    found += self._events(turn, jax.tree.map(lambda x, s=slot: x[s], host))
+                    found += self._events(outlets[slot], turn, jax.tree.map(lambda x, s=slot: x[s], host))
         return events
 
-    def _events(self, turn: int, out: Any) -> list[dict[str, Any]]:
-        """What one micro-turn wrote; its sound is heard in the next one."""
-        spec, control = self.spec, self.tokenizer.control
-        at = (turn + 1) * spec.micro_turn_s
-        found: list[dict[str, Any]] = []
-        if out.num_tokens and out.tokens[0] == control.delegate:
-            found.append({"type": "delegate", "turn": turn, "t": at})
-        if out.speaking:
-            loud = np.flatnonzero(loud_frames(out.mel.reshape(-1, spec.mel_bins)))
-            if len(loud):
-                frame = spec.mel_hop / spec.sample_rate
-                start = at + loud[0] * frame
-                # Sound is taken to last to the micro-turn's end: a pause within a word is no silence.
-                found.append({"type": "speak", "turn": turn, "t": start, "end": at + spec.micro_turn_s})
-        for token in out.tokens[: out.num_tokens]:
-            if self.tokenizer.is_word(int(token)):
-                found.append({"type": "word", "turn": turn, "t": at, "text": self.tokenizer.decode([int(token)])})
-        for token in out.heard[: out.num_tokens]:
-            if self.tokenizer.is_word(int(token)):
-                found.append({"type": "heard", "turn": turn, "t": at, "text": self.tokenizer.decode([int(token)])})
-        return found
+    def _events(self, outlet: Outlet, turn: int, out: Any) -> list[dict[str, Any]]:
+        """The journal's lines of what one micro-turn wrote; its sound is heard in the next one."""
+        spec, tokens = self.spec, out.tokens[: out.num_tokens]
+        with Journal(None, keep=True) as journal:
+            at = (turn + 1) * spec.micro_turn_s
+            journal.write(outlet.decision(tokens).value, at, turn)
+            loud = np.flatnonzero(loud_frames(out.mel.reshape(-1, spec.mel_bins))) if out.speaking else ()
+            if len(loud):  # sound is taken to last to the micro-turn's end: a pause within a word is no silence
+                journal.write("voice", at, turn, onset_ms=int(loud[0]) * spec.mel_hop * 1000 // spec.sample_rate)
+            for words in outlet.words(turn, tokens, out.heard[: out.num_tokens]):
+                journal_event(journal, words, spec.micro_turn_s, has_audio=True)
+        return journal.events
 
 
 def loud_frames(mel: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class Executor:
 
     Args:
       mesh: the devices, as (data, fsdp, expert, tensor); None: the default device alone. They may be those of a slice
-        that isn't there (`eval.aot`): then programs can be lowered and compiled only.
+        that isn't there (`perf.aot`): then programs can be lowered and compiled only.
       implementation: of the ops; None: that of the devices' platform. It is an argument of each program: two executors
         share nothing that is compiled.
       lockstep: of the processes whose devices the mesh has, where one of them says what runs; None: all of them know.

@@ -7,6 +7,7 @@ import numpy as np
 
 from tml_jax.serve.inbox import Block, Inbox
 from tml_jax.serve.pacing import Pacer
+from tml_jax.streams import packed
 from tml_jax.streams.dmel import DmelStream
 from tml_jax.streams.frames import FrameStream
 from tml_jax.streams.micro_turn import StreamSpec
@@ -66,7 +67,8 @@ class Assembler:
             levels = np.concatenate(self._levels)
             assert len(levels) == self._spec.dmel_frames, f"{len(levels)} dMel frames in a micro-turn"
         frames, self._frames = self._frames, []
-        patches = self._video.push(frames) if frames else None
+        # As precise as the trainer's, which are kept in that dtype: live, the model reads what it has learnt to read.
+        patches = self._video.push(frames).astype(packed.DTYPE) if frames else None
         level = float(np.sqrt(self._power / self._spec.samples))
         self._levels, self._filled, self._power = [], 0, 0.0
         self._inbox.put(Block(levels, patches, not_before, silence_ms, level, len(frames)))

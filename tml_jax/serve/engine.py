@@ -6,6 +6,7 @@ on the session's side; this thread stacks arrays, calls the compiled step and ha
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import threading
 import time
@@ -28,6 +29,10 @@ STEPS_REMEMBERED = 100_000
 
 class ServerFullError(RuntimeError):
     """Every slot is taken."""
+
+
+class EngineDiedError(RuntimeError):
+    """The engine cannot step any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.died: concurrent.futures.Future[Exception] = concurrent.futures.Future()
         self._step_ms: collections.deque[float] = collections.deque(maxlen=STEPS_REMEMBERED)
         self._steps = self._misses = self._compiled = 0
         self._counting = threading.Lock()
@@ -125,8 +131,11 @@ class Engine:
 
         Raises:
           ServerFullError: there is none.
+          EngineDiedError: no session will ever be stepped again.
         """
         with self._wake:
+            if self.died.done():
+                raise EngineDiedError("This server has failed and takes no session any more: use another one.")
             for index, slot in enumerate(self._slots):
                 if slot.live is None:
                     slot.live, slot.fresh = live, True
@@ -166,6 +175,17 @@ class Engine:
         )
 
     def _loop(self) -> None:
+        try:
+            self._tick_on()
+        except Exception as error:
+            logging.exception("The engine cannot go on.")
+            with self._wake:  # no session is admitted between
+                self.died.set_result(error)
+                live = [slot.live for slot in self._slots if slot.live is not None]
+            for one in live:
+                one.fail(error)
+
+    def _tick_on(self) -> None:
         period = self.bundle.spec.micro_turn_s
         self._next_tick = time.monotonic() + period
         while True:
@@ -215,9 +235,9 @@ class Engine:
             outputs = self._run_step(inputs)
         except Exception as error:
             logging.exception("The step failed; every session is ended and the state made anew.")
-            self._state = self._model.init()
             for _, one in live:
                 one.fail(error)
+            self._state = self._model.init()
             return True
         self._hand_out(tick, inputs, outputs, taken)
         return True

@@ -16,7 +16,7 @@ class Block:
 
     Attributes:
       levels: int32 [dmel_frames, dmel_bins], or None where the session has no sound.
-      patches: float32 [n <= max_patches, patch_frames, patch_size, patch_size, 3], or None.
+      patches: float16 [n <= max_patches, patch_frames, patch_size, patch_size, 3], or None.
       not_before: monotonic time before which it should not be stepped; never before it was complete.
       silence_ms: silence put in for sound that did not arrive.
       level: root mean square of the sound.
@@ -62,6 +62,11 @@ class Inbox:
     def queued(self) -> int:
         """Complete micro-turns that wait."""
         return len(self._blocks)
+
+    @property
+    def waiting_text(self) -> int:
+        """Tokens of text that wait."""
+        return len(self._text)
 
     @property
     def completed(self) -> int:

@@ -12,24 +12,25 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 
-from tml_jax.streams import frames, sound
+from tml_jax.streams import pictures, sound
 from tml_jax.streams.micro_turn import StreamSpec
 
 MAX_CHUNK_MS = 1000
 MAX_FRAME_BYTES = 4 << 20
 MAX_FRAME_PIXELS = 4096 * 4096
+HEAVY_PIXELS = 1 << 21  # a file of more takes long to decode
 MAX_TEXT = 4096
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
 DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
 # What EXIF's orientations ask for.
 _TURNS = {
-    2: frames.Turn(left_right=True),
-    3: frames.Turn(left_right=True, up_down=True),
-    4: frames.Turn(up_down=True),
-    5: frames.Turn(transposed=True),
-    6: frames.Turn(transposed=True, left_right=True),
-    7: frames.Turn(transposed=True, left_right=True, up_down=True),
-    8: frames.Turn(transposed=True, up_down=True),
+    2: pictures.Turn(left_right=True),
+    3: pictures.Turn(left_right=True, up_down=True),
+    4: pictures.Turn(up_down=True),
+    5: pictures.Turn(transposed=True),
+    6: pictures.Turn(transposed=True, left_right=True),
+    7: pictures.Turn(transposed=True, left_right=True, up_down=True),
+    8: pictures.Turn(transposed=True, up_down=True),
 }
 
 
@@ -133,7 +134,17 @@ def decode_frame(data: bytes, form: FrameFormat, width: int, height: int, spec: 
         frame = np.frombuffer(data, np.uint8).reshape(height, width, 3)
     else:
         raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
-    return frames.resize(frame, spec.frame_width, spec.frame_height)
+    return pictures.resize(frame, spec.frame_width, spec.frame_height)
+
+
+def is_heavy(data: bytes, form: FrameFormat) -> bool:
+    """Whether `decode_frame` takes long, by what the file says of its size."""
+    if form is not FrameFormat.FILE or len(data) > MAX_FRAME_BYTES:
+        return False
+    try:
+        return math.prod(PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).size) > HEAVY_PIXELS
+    except Exception:  # `decode_frame` says what is wrong with it
+        return False
 
 
 def _decode_file(data: bytes, spec: StreamSpec) -> np.ndarray:
@@ -141,7 +152,7 @@ def _decode_file(data: bytes, spec: StreamSpec) -> np.ndarray:
         image = PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
         if math.prod(image.size) > MAX_FRAME_PIXELS:
             raise PIL.Image.DecompressionBombError
-        turn = _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation), frames.Turn())
+        turn = _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation), pictures.Turn())
         # A large JPEG is decoded at an eighth, quarter or half of its size, where that still covers what is seen of it.
         side = max(spec.frame_width, spec.frame_height)
         image.draft("RGB", (side, side))

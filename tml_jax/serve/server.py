@@ -11,9 +11,10 @@ import threadpoolctl
 
 from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
-from tml_jax.serve.door_grpc import GrpcDoor
-from tml_jax.serve.engine import Engine
-from tml_jax.serve.sessions import Sessions, SessionSettings
+from tml_jax.serve.config import SessionSettings
+from tml_jax.serve.doors.grpc import GrpcDoor
+from tml_jax.serve.engine import Engine, EngineDiedError
+from tml_jax.serve.sessions import Sessions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +68,22 @@ class Server:
 
 
 async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. `ready` is called with the port once it is open."""
+    """Serves until SIGTERM or SIGINT, then drains. `ready` is called with the port once it is open.
+
+    Raises:
+      EngineDiedError: the model cannot be stepped any more.
+    """
     loop, told_to_stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
     server = Server(bundle, settings)
     try:
         ready(await server.start())
+        died = asyncio.wrap_future(server.engine.died)
+        died.add_done_callback(lambda _: told_to_stop.set())
         await told_to_stop.wait()
+        if died.done():
+            raise EngineDiedError("The engine has failed; the log has the reason.") from died.result()
     finally:
         await server.stop()
 

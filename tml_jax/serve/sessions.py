@@ -8,88 +8,57 @@ pool of its own: it must be ready by the next tick, while making sound may take 
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from tml_jax.serve import events, intake
+from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
-from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
+from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
+from tml_jax.serve.errors import JournalError, OverloadedError
 from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.journal import Journal, journal_event
+from tml_jax.serve.outlet import Outlet
 from tml_jax.serve.pacing import Pacer
-from tml_jax.streams.micro_turn import MicroTurnInput
-from tml_jax.streams.speech import Vocoder
-from tml_jax.streams.text import TextDecoder
+from tml_jax.serve.subscription import Subscription
+from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec
+from tml_jax.wire import events
+from tml_jax.wire.journal import Journal, journal_event
 
-AUDIBLE = 1e-4  # sound below this is not sent
 WATCH_S = 0.02
 AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
 
 
-class SlowClientError(RuntimeError):
-    """The client does not read what it is sent."""
-
-
-class DrainedError(RuntimeError):
-    """The server is going down."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SessionConfig:
-    """What a session sends and wants."""
-
-    sends_audio: bool = True
-    sends_video: bool = False
-    wants_audio: bool = True
-    instructions: str = ""
-    sound: intake.SoundFormat = intake.SoundFormat()
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class SessionSettings:
-    """How a server treats its sessions.
-
-    Attributes:
-      late_ms: sound that is later than this is replaced by silence.
-      max_queue_ms: input that may wait for the engine; then the client is slowed down.
-      max_unsent_ms: output that may wait for the client; then the session fails.
-      linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
-      tools: of the background model. tool_timeout_s: for each of its tasks.
-    """
-
-    late_ms: int = 400
-    max_queue_ms: int = 2000
-    max_unsent_ms: int = 10_000
-    linger_ms: int = 1000
-    longest_linger_ms: int = 15_000
-    tools: Sequence[Tool] = DEFAULT_TOOLS
-    tool_timeout_s: float = 5.0
+def stream_of(spec: StreamSpec) -> events.Stream:
+    """What clients are told of a stream."""
+    return events.Stream(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(events.Stream)})
 
 
 class Pools:
-    """The threads that sessions share: for what comes in, and for what goes out."""
+    """The threads that sessions share: for sound that comes in, for pictures (no sound waits for them), for output."""
 
     def __init__(self, output_workers: int = 2) -> None:
         """Starts no thread before it is needed."""
         self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
         self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
 
 
 class Session:
-    """One live conversation. Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
+    """One live conversation, which runs by itself: to its end, whether anybody reads what it tells or not.
+
+    Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
 
     Attributes:
       id: unique on this server. config: what its client asked for.
-      failed: resolves to the exception for which the session cannot go on.
     """
 
     def __init__(
@@ -100,23 +69,26 @@ class Session:
         journal: Journal,
         pools: Pools,
         settings: SessionSettings,
+        on_over: Callable[["Session"], None],
     ) -> None:
-        """Takes a slot.
+        """Takes a slot; `on_over` is called when the session has ended.
 
         Raises:
           ServerFullError: there is none.
+          JournalError: the journal cannot be written.
         """
         self.id, self.config, self._settings = session_id, config, settings
         self._engine, self._journal, self._pools = engine, journal, pools
         self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
         self._control = self._tokenizer.control
         self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
-        self.failed: asyncio.Future[Exception] = self._loop.create_future()
+        self._readers: list[Subscription] = []
+        self._on_over = on_over
         self._inbox = Inbox(self._spec, self._control.tick, engine.notify)
         self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
         self._sound = intake.SoundIntake(config.sound, self._spec)
         self._assembler = Assembler(self._spec, config.sends_audio, self._inbox, self._pacer)
-        self._vocoder, self._decoder = Vocoder(self._spec), TextDecoder(self._tokenizer)
+        self._outlet = Outlet(self._spec, self._tokenizer)
         self._results: asyncio.Queue[TurnResult | events.Event] = asyncio.Queue()
         self._said: collections.deque[Said] = collections.deque(maxlen=4096)
         self._step_ms: list[float] = []
@@ -124,22 +96,31 @@ class Session:
         self._turn = -1
         self._closed_at: int | None = None
         self._over = False
+        self._error: Exception | None = None
         self._actor = BackgroundActor(self._answer, self._report, settings.tools, settings.tool_timeout_s)
         self._slot = engine.admit(self, config.seed)
-        journal.write(
+        try:
+            self._begin()
+        except OSError as error:
+            engine.release(self._slot, self)
+            raise JournalError(f"The journal of this session cannot be written: {error.strerror}.") from error
+        self._watcher = asyncio.create_task(self._watch())
+        self._pump = asyncio.create_task(self._tell())
+
+    def _begin(self) -> None:
+        self._journal.write(
             "session",
             0,
             0,
-            session=session_id,
-            seed=config.seed,
+            session=self.id,
+            seed=self.config.seed,
             micro_turn_s=self._spec.micro_turn_s,
             started_unix_s=time.time(),
         )
-        if instructions := config.instructions.strip():
+        if instructions := self.config.instructions.strip():
             self._put_text("instructions", self._control.instructions, instructions)
-        if not config.sends_audio:
+        if not self.config.sends_audio:
             self._pacer.begin(time.monotonic())
-        self._watcher = asyncio.create_task(self._watch())
 
     # What the client sends.
 
@@ -149,9 +130,10 @@ class Session:
             raise intake.BadInputError(
                 "This session was opened without sound: set sends_audio in its config to send some."
             )
+        self._check_open("sound")
         async with self._busy:
             await self._work(self._take_sound, pcm)
-        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms:
+        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
             self._room.clear()
             await self._room.wait()
 
@@ -161,15 +143,35 @@ class Session:
             raise intake.BadInputError(
                 "This session was opened without video: set sends_video in its config to send some."
             )
-        frame = await self._work(intake.decode_frame, data, form, width, height, self._spec)
+        self._check_open("a picture")
+        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
+        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
+        async with self._pools.heavy if heavy else contextlib.nullcontext():
+            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
         async with self._busy:
             self._assembler.push_frame(frame)
 
-    def push_text(self, text: str) -> None:
-        """Typed text. Raises BadInputError for what cannot be taken."""
+    async def push_text(self, text: str) -> None:
+        """Typed text; waits while there is much to read. Raises BadInputError for what cannot be taken."""
         text = intake.check_text(text)
+        self._check_open("text")
+        count, most = 1 + len(self._tokenizer.encode(" " + text)), self._max_text
+        if count > most:
+            raise intake.BadInputError(f"A text message of {count} tokens is too long: send at most {most} at once.")
+        while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
+            self._room.clear()
+            await self._room.wait()
         self._put_text("text", self._control.user, text)
         self._said.append(Said(self._now(), "user_text", text))
+
+    def _check_open(self, what: str) -> None:
+        if self._closed_at is not None:
+            raise intake.BadInputError(f"This session's input was closed, but {what} came after that.")
+
+    @property
+    def _max_text(self) -> int:
+        """Tokens of text that may wait, as many as are read in `max_text_ms`."""
+        return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
 
     async def close_input(self) -> None:
         """No more will come: silence follows until the model has nothing more to say."""
@@ -181,48 +183,45 @@ class Session:
             self._pacer.begin(time.monotonic())
             self._closed_at = self._inbox.completed
 
-    async def told(self) -> AsyncGenerator[events.Event]:
-        """Everything that the client is told, until the session has ended or failed."""
-        yield events.Started(self.id, self._engine.next_tick_s())
-        while not self._finished():
-            for event in await self._next():
-                if self.failed.done():
-                    return
-                self._record(event)
-                yield event
-            self._engine.notify()
-        times = np.asarray(self._step_ms or [0.0])
-        self._journal.write("end", self._now(), self._turn)
-        p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
-        yield events.Ended(len(self._step_ms), self._misses, p50, p99, self._silence_ms)
+    # What the session tells.
 
-    async def _next(self) -> list[events.Event]:
-        item = await self._results.get()
-        return await self._work(self._decode, item, pool=self._pools.output) if isinstance(item, TurnResult) else [item]
+    def subscribe(self) -> Subscription:
+        """A new reader of everything that the session tells from now on; the first thing is `Started`."""
+        limit_ms = None if self._engine.unpaced else self._settings.max_unsent_ms
+        reader = Subscription(self._spec.micro_turn_ms, limit_ms, self._engine.notify)
+        reader.put(events.Started(self.id, stream_of(self._spec), intake.MAX_CHUNK_MS, self._engine.next_tick_s()))
+        if self._over:
+            reader.finish(self._error)
+        self._readers.append(reader)
+        return reader
 
-    def end(self, error: Exception) -> None:
-        """The session cannot go on; only the first reason counts. As `fail`, for the event loop."""
-        if not self.failed.done():
-            self.failed.set_result(error)
-            self._results.put_nowait(events.Ended(0, 0, 0.0, 0.0, 0))  # wakes `told`, which tells nobody
+    def end(self, error: Exception | None) -> None:
+        """Ends the session, for an `error` if it does not end well, and frees its slot; only the first reason counts.
 
-    def close(self) -> None:
-        """Frees the slot, whatever state the session is in."""
+        As `fail`, for the event loop.
+        """
         if self._over:
             return
-        self._over = True
+        self._over, self._error = True, error
         self._engine.release(self._slot, self)
-        self._watcher.cancel()
+        for task in (self._watcher, self._pump):
+            if task is not asyncio.current_task():
+                task.cancel()
         self._actor.close()
-        if self.failed.done():
-            self._journal.write("error", self._now(), max(0, self._turn), text=str(self.failed.result()))
-        self._journal.close()
+        with contextlib.suppress(OSError):  # what the session ends for may be its journal
+            if error:
+                self._journal.write("error", self._now(), max(0, self._turn), text=str(error))
+            self._journal.close()
+        for reader in self._readers:
+            reader.finish(error)
+        self._room.set()
+        self._on_over(self)
 
     # What the engine's thread calls.
 
     def ready(self, now: float | None) -> bool:
         """Whether a micro-turn can be stepped."""
-        if self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > self._settings.max_unsent_ms:
+        if self._engine.unpaced and self._unread_ms() > self._settings.max_unsent_ms:
             return False
         return self._inbox.ready(now)
 
@@ -282,47 +281,70 @@ class Session:
     def _receive(self, result: TurnResult) -> None:
         self._results.put_nowait(result)
         self._room.set()
-        limit = self._settings.max_unsent_ms
-        if not self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > limit:
-            self.end(
-                SlowClientError(
-                    f"The client is {limit / 1000:g} s behind in reading its replies, so its session was ended."
-                )
-            )
+        limit_ms = self._settings.max_unsent_ms
+        if not self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > limit_ms:
+            behind = f"{limit_ms / 1000:g} s behind in making this session's sound"
+            self.end(OverloadedError(f"The server is {behind}, so the session was ended."))
+
+    def _unread_ms(self) -> int:
+        """Of an engine that waits for its sessions: how far the slowest reader is behind."""
+        slowest = max((reader.behind_ms for reader in tuple(self._readers) if not reader.over.is_set()), default=0)
+        return self._results.qsize() * self._spec.micro_turn_ms + slowest
+
+    async def _tell(self) -> None:
+        """Takes what the model writes, keeps it, acts on it and tells it: whether anybody reads or not."""
+        try:
+            while not self._finished():
+                item = await self._results.get()
+                told = [item]
+                if isinstance(item, TurnResult):
+                    told = await self._work(self._decode, item, pool=self._pools.output)
+                self._record(told)
+                self._publish(told)
+                self._engine.notify()
+            times = np.asarray(self._step_ms or [0.0])
+            p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
+            self._journal.write("end", self._now(), self._turn)
+            self._publish([events.Ended(len(self._step_ms), self._misses, p50, p99, self._silence_ms)])
+            self.end(None)
+        except Exception as error:  # reported, or nobody would know
+            self.end(error)
+
+    def _publish(self, told: Sequence[events.Event]) -> None:
+        self._readers = [reader for reader in self._readers if not reader.over.is_set()]
+        for reader in self._readers:
+            for event in told:
+                reader.put(event)
 
     def _decode(self, result: TurnResult) -> list[events.Event]:
         """Tokens and mel to words and sound; runs in the pool."""
-        control, turn, block = self._control, result.turn, result.block
-        silent = {control.listen: events.Decision.LISTEN, control.delegate: events.Decision.DELEGATE}
-        decision = silent.get(int(result.tokens[0]), events.Decision.SPEAK)
+        turn, block = result.turn, result.block
+        decision = self._outlet.decision(result.tokens)
         told: list[events.Event] = [
             events.Turn(turn, decision, result.step_ms, result.missed, block.silence_ms, block.level, block.frames)
         ]
-        if heard := self._tokenizer.decode([int(t) for t in result.heard]).strip():
-            told.append(events.HeardWords(turn, heard))
-        if text := "".join(self._decoder.push(int(t)) for t in result.tokens).strip():
-            told.append(events.Words(turn, text))
+        told += self._outlet.words(turn, result.tokens, result.heard)
         if self.config.wants_audio:
             mel = result.mel.reshape(self._spec.mel_frames, self._spec.mel_bins)
-            sound = self._vocoder.push(mel if result.speaking else None)
-            if np.abs(sound).max() > AUDIBLE:
-                pcm = np.clip(np.round(sound * 32767), -32768, 32767).astype("<i2").tobytes()
-                level = float(np.sqrt(np.mean(sound * sound)))
-                told.append(events.Sound(turn, (turn + 1) * self._spec.micro_turn_s, pcm, level))
+            sound = self._outlet.sound(turn, mel if result.speaking else None)
+            told += [sound] if sound else []
         return told
 
-    def _record(self, event: events.Event) -> None:
-        """One event into the journal, and into what the background model will be told."""
-        journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
-        match event:
-            case events.Turn():
-                self._count(event)
-                if event.decision is events.Decision.DELEGATE:
-                    self._actor.delegate(ContextPackage(self._now(), tuple(self._said)))
-            case events.HeardWords():
-                self._said.append(Said(self._now(), "user", event.text))
-            case events.Words():
-                self._said.append(Said(self._now(), "model", event.text))
+    def _record(self, told: Sequence[events.Event]) -> None:
+        """Events of a micro-turn into the journal, and into what the background model will be told; then asks it."""
+        delegates = False
+        for event in told:
+            journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
+            match event:
+                case events.Turn():
+                    self._count(event)
+                    delegates = event.decision is events.Decision.DELEGATE
+                case events.HeardWords():
+                    self._said.append(Said(self._now(), "user", event.text))
+                case events.Words():
+                    self._said.append(Said(self._now(), "model", event.text))
+        if delegates:
+            self._actor.delegate(ContextPackage(self._now(), tuple(self._said)))
 
     def _count(self, event: events.Turn) -> None:
         self._turn = event.turn
@@ -374,19 +396,16 @@ class Sessions:
 
         Raises:
           ServerFullError: every slot is taken.
+          JournalError: its journal cannot be written.
         """
         session_id = uuid.uuid4().hex[:12]
         path = self._journal_dir and self._journal_dir / f"{session_id}.jsonl"
-        session = Session(session_id, config, self.engine, Journal(path), self._pools, self.settings)
+        journal, over = Journal(path), self._live.discard
+        session = Session(session_id, config, self.engine, journal, self._pools, self.settings, over)
         self._live.add(session)
         return session
 
-    def close(self, session: Session) -> None:
-        """Ends a session and frees its slot."""
-        self._live.discard(session)
-        session.close()
-
     def end_all(self, error: Exception) -> None:
         """Ends every session with this error."""
-        for session in self._live:
+        for session in tuple(self._live):
             session.end(error)

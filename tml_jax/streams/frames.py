@@ -3,15 +3,14 @@
 A still image of Inkling is a patch repeated twice; in video the two layers of a patch are two frames in a row.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.pictures import check_frame, resize
 
 # CLIP's statistics of red, green and blue.
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -60,43 +59,6 @@ def pair_patches(
     if previous.shape != frame.shape:
         raise ValueError(f"The two frames of a patch differ in size: {previous.shape} and {frame.shape}.")
     return np.stack([patchify(previous, spec), patchify(frame, spec)], axis=1)
-
-
-def check_frame(frame: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
-    """The frame, if it is one.
-
-    Raises:
-      ValueError: it is not uint8 [height, width, 3] with at least one pixel.
-    """
-    if getattr(frame, "dtype", None) != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-        found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise ValueError(f"A video frame must be uint8 [height, width, 3] (RGB), not {found}.")
-    return frame
-
-
-def resize(
-    frame: UInt8[np.ndarray, "height width 3"], width: int, height: int
-) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """The frame at another size; its aspect ratio is not kept."""
-    if check_frame(frame).shape[:2] == (height, width):
-        return frame
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    # A gap of 3 makes very large pictures cheap, and no difference to the eye.
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
-
-
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """How a picture that was stored lying or mirrored is set upright: first `transposed`, then mirrored."""
-
-    transposed: bool = False
-    left_right: bool = False
-    up_down: bool = False
-
-    def apply(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height2 width2 3"]:
-        """The upright frame, a view."""
-        frame = frame.swapaxes(0, 1) if self.transposed else frame
-        return frame[:: -1 if self.up_down else 1, :: -1 if self.left_right else 1]
 
 
 class FrameStream:

@@ -140,6 +140,11 @@ class TextDecoder:
         """The characters that `token` completes; bytes that are no UTF-8 become U+FFFD."""
         return self._utf8.decode(self._tokenizer.token_bytes(token))
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes of an unfinished character are held back."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """What was held back, as U+FFFD: the stream ends here or jumps."""
         return self._utf8.decode(b"", final=True)

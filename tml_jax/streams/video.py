@@ -13,7 +13,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from tml_jax.streams.frames import Turn
+from tml_jax.streams.pictures import Turn
 from tml_jax.streams.sound import DAMAGED
 
 LONGEST_SIDE = 320  # of frames for a model whose frame size is not known

@@ -13,7 +13,7 @@ from tml_jax.serve.background.tools import DEFAULT_TOOLS, UNKNOWN, Tool
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """One entry of the conversation so far."""
+    """One entry of the conversation so far; what was heard and said is in pieces with their own spaces."""
 
     time_s: float
     who: str  # "user" (heard), "user_text" (typed), "model" or "background"
@@ -29,13 +29,13 @@ class ContextPackage:
 
     def question(self, within_s: float = 15.0) -> str:
         """What the user said and typed last: since the model last spoke, and not longer ago than `within_s`."""
-        words: list[str] = []
+        pieces: list[str] = []
         for entry in reversed(self.said):
-            if entry.time_s < self.time_s - within_s or (entry.who == "model" and words):
+            if entry.time_s < self.time_s - within_s or (entry.who == "model" and pieces):
                 break
             if entry.who in ("user", "user_text"):
-                words.append(entry.text)
-        return " ".join(reversed(words))
+                pieces.append(entry.text if entry.who == "user" else f" {entry.text} ")
+        return " ".join("".join(reversed(pieces)).split())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ _OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 def split_words(text: str) -> list[str]:
     """Lower-case words without punctuation."""
-    return re.findall(r"[a-z]+|\d+", text.lower().replace("o'clock", "o clock"))
+    return re.findall(r"[^\W\d_]+|\d+", text.lower().replace("o'clock", "o clock"))
 
 
 def calculate(question: str) -> str | None:

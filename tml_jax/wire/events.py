@@ -1,7 +1,12 @@
-"""What a session tells its client, in the order it happens. Doors translate these to their wire format."""
+"""What a session tells its client, in the order it happens. Doors translate these to their wire format.
+
+`start_ms` and `end_ms` are session time: where in the conversation a thing sounds.
+"""
 
 import dataclasses
 import enum
+
+import numpy as np
 
 
 class Decision(enum.Enum):
@@ -13,10 +18,23 @@ class Decision(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
+class Stream:
+    """The sizes of a micro-turn, as a client needs them; frames in pixels, `max_text` in tokens."""
+
+    micro_turn_ms: int
+    sample_rate: int
+    frame_width: int
+    frame_height: int
+    max_text: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Started:
     """The session has a slot; `next_tick_s` seconds from now the engine ticks."""
 
     session_id: str
+    stream: Stream
+    max_chunk_ms: int
     next_tick_s: float
 
 
@@ -35,27 +53,32 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """Words that the model says in this micro-turn."""
+    """What the model says in this micro-turn: all these texts, put together as they are, are what it said."""
 
     turn: int
     text: str
+    start_ms: int
+    end_ms: int
 
 
 @dataclasses.dataclass(frozen=True)
 class HeardWords:
-    """Words of the user that ended in this micro-turn, as the model heard them."""
+    """What the user was heard to say, up to the end of this micro-turn; as exact as `Words`."""
 
     turn: int
     text: str
+    start_ms: int
+    end_ms: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sound:
-    """Sound that plays from `time_s` of session time on: 16-bit little-endian mono; `level` is its root mean square."""
+    """The model's sound, float32 mono in [-1, 1] at the stream's rate; `level` is its root mean square."""
 
     turn: int
-    time_s: float
-    pcm: bytes
+    start_ms: int
+    end_ms: int
+    samples: np.ndarray
     level: float
 
 

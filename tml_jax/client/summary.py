@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tml_jax.wire.behaviour import text_of
+
 FRAME_S = 0.02
 MIN_SPEECH_S = 0.08
 USER_GAP_S, MODEL_GAP_S = 0.5, 0.3
@@ -77,9 +79,6 @@ def summarise(
     latencies = turn_taking(segments(user, user_rate, USER_GAP_S), spoke) if user is not None else []
     answered = [latency for latency in latencies if latency is not None]
 
-    def text(kind: str) -> str:
-        return " ".join(event["text"] for event in journal if event["type"] == kind)
-
     return {
         "turn_taking_latency_median_s": round(float(np.median(answered)), 3) if answered else None,
         "turn_taking_latency_max_s": max(answered, default=None),
@@ -92,8 +91,8 @@ def summarise(
         "micro_turns": int((steps > 0).sum()),
         "silence_inserted_ms": sum(event["ms"] for event in journal if event["type"] == "silence"),
         "reply_sound_s": round(sum(one.end_s - one.start_s for one in spoke), 2),
-        "heard": text("heard"),
-        "said": text("word"),
+        "heard": text_of(journal, "heard"),
+        "said": text_of(journal, "word"),
     }
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import grpc
 import numpy as np
 
-from tml_jax.serve import door_grpc, events, media, protos, sending
-from tml_jax.serve.journal import Journal, journal_event
-from tml_jax.serve.playback import Playback
-from tml_jax.streams import frames
+from tml_jax.client import media, sending
+from tml_jax.client.playback import Playback
+from tml_jax.streams import pictures
+from tml_jax.wire import events, messages, protos
+from tml_jax.wire.journal import Journal, journal_event
+from tml_jax.wire.pcm import to_pcm
 
 STOPPED = "The session was stopped by its client."
 _WRITE_FAILED = "Internal error from Core"  # grpc's words (as INTERNAL) where it saw this before the call's status
-_DECISION = {1: events.Decision.LISTEN, 2: events.Decision.SPEAK, 3: events.Decision.DELEGATE}
-_STATE = {1: "started", 2: "finished", 3: "failed"}
 
 
 class SessionError(RuntimeError):
@@ -75,17 +75,17 @@ class Script:
         samples, rate = self.sound.samples, self.sound.sample_rate
         size, count = max(1, round(chunk_ms * rate / 1000)), max(len(samples), round(self.duration_s * rate))
         for start in range(0, count, size):
-            piece = media.to_pcm(samples[start : start + size])
+            piece = to_pcm(samples[start : start + size])
             silence = np.zeros((min(size, count - start) - len(piece), samples.shape[1]), piece.dtype)
             pcm = piece.tobytes() + silence.tobytes()
             yield min(start + size, count) / rate, protos.ConverseRequest(audio=protos.AudioChunk(pcm=pcm))
 
-    def pictures(self, stream: Any, thumbnails: media.Thumbnails) -> Iterator[sending.Timed]:
-        """The frames, as small as the model of this `StreamInfo` sees them; a few are kept as thumbnails."""
+    def pictures(self, stream: events.Stream, thumbnails: media.Thumbnails) -> Iterator[sending.Timed]:
+        """The frames, as small as the model of this stream sees them; a few are kept as thumbnails."""
         width, height = stream.frame_width, stream.frame_height
         for time_s, frame in self.video.pictures(width, height) if self.video else ():
             thumbnails.add(time_s, frame)
-            small = frames.resize(frame, width, height) if width and height else frame
+            small = pictures.resize(frame, width, height) if width and height else frame
             yield time_s, protos.ConverseRequest(frame=_video_frame(small))
 
     def typed(self) -> Iterator[sending.Timed]:
@@ -126,29 +126,6 @@ class Recording:
     thumbnails: media.Thumbnails = dataclasses.field(default_factory=media.Thumbnails)
 
 
-def to_event(message: Any) -> events.Event:
-    """A `ConverseResponse` as the event it was on the server."""
-    kind = message.WhichOneof("payload")
-    m = getattr(message, kind)
-    match kind:
-        case "started":
-            return events.Started(m.session_id, m.next_tick_ms / 1000)
-        case "turn":
-            return events.Turn(
-                m.turn, _DECISION[m.decision], m.step_ms, m.deadline_missed, m.silence_ms, m.input_level, m.frames
-            )
-        case "text":
-            return events.Words(m.turn, m.text)
-        case "heard":
-            return events.HeardWords(m.turn, m.text)
-        case "audio":
-            return events.Sound(m.turn, m.time_s, m.pcm, m.level)
-        case "background":
-            return events.Background(m.turn, m.task, _STATE[m.state], m.text)
-        case _:
-            return events.Ended(m.turns, m.deadline_misses, m.step_p50_ms, m.step_p99_ms, m.silence_ms)
-
-
 async def converse(
     channel: grpc.aio.Channel,
     script: Script,
@@ -184,17 +161,16 @@ async def converse(
     try:
         await call.write(protos.ConverseRequest(config=script.config()))
         async for message in call:
-            event = to_event(message)
+            event = messages.to_event(message)
             observe(event)
             if isinstance(event, events.Started):
-                stream = message.started.stream
-                listener.begin(event, stream)
+                listener.begin(event)
                 sender = asyncio.create_task(
                     sending.send(
                         call,
                         listener.pace,
                         sounds=microphone or script.sounds(chunk_ms),
-                        pictures=script.pictures(stream, recording.thumbnails),
+                        pictures=script.pictures(event.stream, recording.thumbnails),
                         texts=script.typed(),
                         end_s=end_s,
                         sent=lambda time_s: listener.sent(time_s),
@@ -225,9 +201,9 @@ class _Listener:
         self._period_s = 0.2
         self._playback: Playback | None = None
 
-    def begin(self, event: events.Started, stream: Any) -> None:
+    def begin(self, event: events.Started) -> None:
         """The session has begun; session time 0 is when this client's microphone opens."""
-        recording = self._recording
+        recording, stream = self._recording, event.stream
         self._period_s = stream.micro_turn_ms / 1000
         recording.session_id, recording.sample_rate = event.session_id, stream.sample_rate
         self._playback = Playback(stream.sample_rate, real_time=self.pace.real_time)
@@ -253,7 +229,7 @@ class _Listener:
         if isinstance(event, events.Turn) and event.turn < len(self._sent_s):
             self._recording.round_trip_ms.append((self.pace.now() - self._sent_s[event.turn]) * 1000)
         elif isinstance(event, events.Sound) and self._playback:
-            self._playback.add(event.pcm, event.turn, event.time_s, self.pace.now())
+            self._playback.add(event.samples, event.turn, event.start_ms / 1000, self.pace.now())
 
     def end(self, reason: str) -> None:
         """The session is over, for a `reason` if it did not end well."""
@@ -299,6 +275,4 @@ async def server_info(channel: grpc.aio.Channel) -> Any:
 
 def connect(server: str) -> grpc.aio.Channel:
     """A channel to ``host:port``."""
-    return grpc.aio.insecure_channel(
-        server, options=(("grpc.max_receive_message_length", door_grpc.MAX_MESSAGE_BYTES),)
-    )
+    return grpc.aio.insecure_channel(server, options=(("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),))

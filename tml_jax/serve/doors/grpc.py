@@ -1,32 +1,38 @@
 """The gRPC door: `InteractionService` over grpc.aio, with health checks, reflection and a graceful way down."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from absl import logging
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tml_jax.serve import events, intake, protos
-from tml_jax.serve.engine import ServerFullError
-from tml_jax.serve.sessions import DrainedError, Session, SessionConfig, Sessions, SlowClientError
-from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.serve import intake
+from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.engine import EngineDiedError, ServerFullError
+from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.sessions import Session, Sessions, stream_of
+from tml_jax.serve.subscription import SlowClientError, Subscription
+from tml_jax.wire import messages, protos
 
-MAX_MESSAGE_BYTES = 8 << 20
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 20_000),  # a client that vanished without a word gives its slot back
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
 )
+UNREAD_S = 10.0  # how long what was told waits to be read once nothing more comes
 _STATUS = {
     intake.BadInputError: grpc.StatusCode.INVALID_ARGUMENT,
     ServerFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SlowClientError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    JournalError: grpc.StatusCode.UNAVAILABLE,
     DrainedError: grpc.StatusCode.UNAVAILABLE,
+    EngineDiedError: grpc.StatusCode.UNAVAILABLE,
 }
 
 
@@ -47,7 +53,7 @@ class GrpcDoor:
         handlers = {
             "Converse": grpc.stream_stream_rpc_method_handler(
                 self._converse,
-                request_deserializer=protos.ConverseRequest.FromString,
+                request_deserializer=None,  # bytes: what is malformed is told by `_parse`
                 response_serializer=protos.ConverseResponse.SerializeToString,
             ),
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(
@@ -90,31 +96,37 @@ class GrpcDoor:
         for name in ("", protos.SERVICE):
             await self._health.set(name, status)
 
-    async def _converse(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+    async def _converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         try:
             session = self._sessions.open(await self._first(requests, context))
-        except (intake.BadInputError, ServerFullError) as error:
+        except tuple(_STATUS) as error:
             await context.abort(_status(error), str(error))
+        told = session.subscribe()
         reader = asyncio.create_task(self._read(session, requests))
-        writer = asyncio.create_task(self._write(session, context))
+        writer = asyncio.create_task(_write(told, context))
+        over = asyncio.create_task(told.over.wait())
         try:
-            await asyncio.wait((writer, session.failed), return_when=asyncio.FIRST_COMPLETED)
-            if session.failed.done():
-                self._sessions.close(session)
-                await asyncio.wait((writer,))  # a status cannot overtake a message that the client has not read yet
-                reason = session.failed.result()
-                await context.abort(_status(reason), _sentence(reason))
+            await asyncio.wait((writer, over), return_when=asyncio.FIRST_COMPLETED)
+            # A status cannot overtake a message that the client has not read yet.
+            await asyncio.wait((writer,), timeout=UNREAD_S)
+            if not writer.done():
+                raise SlowClientError("The client reads nothing, so its call was ended.")
+            writer.result()
+        except Exception as error:
+            session.end(error)
+            await context.abort(_status(error), _sentence(error))
         finally:  # also when the client has gone, which cancels this coroutine
-            reader.cancel()
-            writer.cancel()
-            self._sessions.close(session)
+            for task in (reader, writer, over):
+                task.cancel()
+            session.end(GoneError("The client that opened this session has gone."))
 
-    async def _first(self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> SessionConfig:
+    async def _first(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> SessionConfig:
         if self._draining:
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "The server is going down and takes no new session: use another one."
             )
-        request = await anext(aiter(requests), None)
+        message = await anext(aiter(requests), None)
+        request = None if message is None else _parse(message)
         if request is None or request.WhichOneof("payload") != "config":
             found = "nothing" if request is None else request.WhichOneof("payload") or "an empty message"
             raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
@@ -123,19 +135,11 @@ class GrpcDoor:
             await context.abort(grpc.StatusCode.NOT_FOUND, sentence)
         return session_config(request.config)
 
-    async def _read(self, session: Session, requests: AsyncIterator[Any]) -> None:
+    async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
             async for request in requests:
-                await _take(session, request)
+                await _take(session, _parse(request))
             await session.close_input()
-        except Exception as error:
-            session.end(error)
-
-    async def _write(self, session: Session, context: grpc.aio.ServicerContext) -> None:
-        try:
-            async with contextlib.aclosing(session.told()) as told:
-                async for event in told:
-                    await context.write(to_message(event, self._bundle.spec))
         except Exception as error:
             session.end(error)
 
@@ -143,7 +147,7 @@ class GrpcDoor:
         stats = self._sessions.engine.stats()
         return protos.GetServerInfoResponse(
             model=self._bundle.name,
-            stream=_stream_info(self._bundle.spec),
+            stream=messages.stream_info(stream_of(self._bundle.spec)),
             slots=stats.slots,
             live_sessions=stats.live,
             draining=self._draining,
@@ -166,6 +170,18 @@ def _sentence(error: Exception) -> str:
     return f"This session failed inside the server ({type(error).__name__}) and was ended; its journal has the reason."
 
 
+async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
+    async for event in told:
+        await context.write(messages.to_message(event))
+
+
+def _parse(message: bytes) -> Any:
+    try:
+        return protos.ConverseRequest.FromString(message)
+    except DecodeError as error:
+        raise intake.BadInputError(f"A message of {len(message)} bytes is no ConverseRequest.") from error
+
+
 async def _take(session: Session, request: Any) -> None:
     """One message of the client, after the first."""
     match request.WhichOneof("payload"):
@@ -175,7 +191,7 @@ async def _take(session: Session, request: Any) -> None:
             frame = request.frame
             await session.push_frame(frame.data, _frame_format(frame.encoding), frame.width, frame.height)
         case "text":
-            session.push_text(request.text.text)
+            await session.push_text(request.text.text)
         case "close":
             await session.close_input()
         case "config":
@@ -219,57 +235,3 @@ def session_config(config: Any) -> SessionConfig:
         sound=intake.SoundFormat(config.sample_rate or 16_000, config.channels or 1, formats[config.encoding]),
         seed=config.seed,
     )
-
-
-def _stream_info(spec: StreamSpec) -> Any:
-    return protos.StreamInfo(
-        micro_turn_ms=spec.micro_turn_ms,
-        sample_rate=spec.sample_rate,
-        frame_width=spec.frame_width,
-        frame_height=spec.frame_height,
-        max_text=spec.max_text,
-    )
-
-
-def to_message(event: events.Event, spec: StreamSpec) -> Any:
-    """An event as a `ConverseResponse`."""
-    reply = protos.ConverseResponse
-    match event:
-        case events.Started(session_id, next_tick_s):
-            started = protos.SessionStarted(
-                session_id=session_id,
-                stream=_stream_info(spec),
-                max_chunk_ms=intake.MAX_CHUNK_MS,
-                next_tick_ms=next_tick_s * 1000,
-            )
-            return reply(started=started)
-        case events.Turn():
-            decision = protos.Decision.Value(f"DECISION_{event.decision.name}")
-            turn = protos.TurnEvent(
-                turn=event.turn,
-                decision=decision,
-                step_ms=event.step_ms,
-                deadline_missed=event.missed,
-                silence_ms=event.silence_ms,
-                input_level=event.input_level,
-                frames=event.frames,
-            )
-            return reply(turn=turn)
-        case events.Words(turn, text):
-            return reply(text=protos.TextOut(text=text, turn=turn))
-        case events.HeardWords(turn, text):
-            return reply(heard=protos.Heard(text=text, turn=turn))
-        case events.Sound(turn, time_s, pcm, level):
-            return reply(audio=protos.AudioOut(pcm=pcm, turn=turn, time_s=time_s, level=level))
-        case events.Background(turn, task, state, text):
-            code = protos.BackgroundState.Value(f"BACKGROUND_STATE_{state.upper()}")
-            return reply(background=protos.BackgroundEvent(task=task, state=code, text=text, turn=turn))
-        case events.Ended():
-            ended = protos.SessionEnded(
-                turns=event.turns,
-                deadline_misses=event.deadline_misses,
-                step_p50_ms=event.step_p50_ms,
-                step_p99_ms=event.step_p99_ms,
-                silence_ms=event.silence_ms,
-            )
-            return reply(ended=ended)

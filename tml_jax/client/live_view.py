@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from tml_jax.serve import events
+from tml_jax.wire import events
 
 BARS = " ▁▂▃▄▅▆▇█"
 LABEL = 8
@@ -33,7 +33,10 @@ class _Words:
         self._words: collections.deque[tuple[int, str]] = collections.deque(maxlen=200)
 
     def add(self, turn: int, text: str) -> None:
-        self._words.append((turn, text))
+        if self._words and not text[:1].isspace():  # the last word goes on
+            first, begun = self._words.pop()
+            turn, text = first, begun + text
+        self._words.append((turn, text.strip()))
 
     def row(self, first: int, width: int) -> str:
         cells, free = [" "] * width, 0
@@ -96,7 +99,7 @@ class LiveView:
             case events.Sound():
                 self._voice[event.turn] = event.level
             case events.Background():
-                self._notes.add(event.turn, f"{_MARKS[event.state]}{event.text}")
+                self._notes.add(event.turn, f" {_MARKS[event.state]}{event.text}")
 
     def _print(self, event: events.Event) -> None:
         def line(turn: int, who: str, what: str) -> None:
@@ -104,9 +107,9 @@ class LiveView:
 
         match event:
             case events.HeardWords():
-                line(event.turn, "you", event.text)
+                line(event.turn, "you", event.text.strip())
             case events.Words():
-                line(event.turn, "model", event.text)
+                line(event.turn, "model", event.text.strip())
             case events.Background():
                 line(event.turn, "background", f"{event.state}: {event.text}")
             case events.Turn() if event.missed:

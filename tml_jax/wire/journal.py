@@ -13,7 +13,8 @@ text, instructions       ``text`` that was typed, given
 listen, speak, delegate  the decision of this micro-turn, exactly one per micro-turn
 voice                    ``level`` of the sound that the model makes in this micro-turn; ``onset_ms``: how far into
                          the micro-turn it begins, where it is loud enough to be heard
-word, heard              ``text`` that the model says; that it heard the user say
+word, heard              ``text`` that the model says; that it heard the user say: pieces with their own spaces
+                         (`behaviour.whole_words` puts them together)
 background               ``task``, ``state`` (started, finished, failed), ``text``
 step                     ``ms`` from the tick to the results, ``missed``: whether that was longer than a micro-turn
 error                    ``text``: why the session failed
@@ -23,13 +24,14 @@ end                      last line of a session that ended well
 
 import contextlib
 import json
+import os
 import pathlib
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 import numpy as np
 
-from tml_jax.serve import events
+from tml_jax.wire import events
 
 Event = dict[str, Any]
 AUDIBLE_DB = -40.0
@@ -57,7 +59,8 @@ class Journal:
             return event
         if self._path is not None and self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            # What people say to a machine is nobody else's to read.
+            self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", 1, "utf-8")
         if self._file is not None:
             self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
         if self._keep:
@@ -119,16 +122,16 @@ def journal_event(journal: Journal, event: events.Event, micro_turn_s: float, ha
         case events.Words():
             journal.write("word", heard_at, turn, text=event.text)
         case events.Sound():
-            onset = _onset_ms(event.pcm, micro_turn_s)
-            journal.write("voice", heard_at, turn, level=round(event.level, 5), **onset)
+            onset = onset_ms(event.samples, micro_turn_s)
+            heard = {} if onset is None else {"onset_ms": onset}
+            journal.write("voice", heard_at, turn, level=round(event.level, 5), **heard)
         case events.Background():
             journal.write("background", heard_at, turn, task=event.task, state=event.state, text=event.text)
 
 
-def _onset_ms(pcm: bytes, micro_turn_s: float) -> dict[str, int]:
-    """``{"onset_ms": m}`` for a micro-turn's sound, 16-bit mono; empty where nothing of it can be heard."""
-    samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32767
+def onset_ms(samples: np.ndarray, micro_turn_s: float) -> int | None:
+    """How far into a micro-turn its sound, float mono, begins to be heard; None where nothing of it can be."""
     blocks = round(micro_turn_s * 100)
     power = np.square(samples[: len(samples) // blocks * blocks]).reshape(blocks, -1).sum(axis=1) / max(1, len(samples))
     loud = np.flatnonzero(power * blocks > 10 ** (AUDIBLE_DB / 10))
-    return {"onset_ms": int(loud[0]) * 10} if len(loud) else {}
+    return int(loud[0]) * 10 if len(loud) else None

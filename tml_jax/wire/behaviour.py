@@ -1,10 +1,8 @@
 """What a model did, as metrics see it: the journal's events, read back as times of sound, words and decisions.
 
-Metrics know nothing of the model. They read lists of JSON-like events, whoever wrote them: the server's journal or a
-rollout. The events they use: ``{"type": "speak", "t": s, "end": s}`` (the model is heard from t to end),
-``{"type": "word", "t": s, "text": w}`` (it began to say w), ``{"type": "delegate", "t": s}``. A journal says of each
-micro-turn that the model decided to speak, and by ``{"type": "voice", "turn": k, "onset_ms": m}`` from when on that can
-be heard; and its ``background`` lines say what was delegated and when the answer came.
+Metrics know nothing of the model. They read the lines of a journal (`journal`), whoever wrote them: a server, its
+client or a rollout. In a micro-turn the model is heard from its `voice` line's ``onset_ms`` on, where it also decided
+to speak; `background` lines say what was delegated and when the answer came.
 """
 
 import dataclasses
@@ -13,6 +11,31 @@ from typing import Any
 
 LONGEST_ANSWER_S = 6.0
 """How long after a request the background model's answer may come to be the answer to it."""
+
+
+def whole_words(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events, with a `word` or `heard` line for each whole word, dated by its first piece, without its spaces."""
+    whole: list[dict[str, Any]] = []
+    last: dict[str, dict[str, Any]] = {}
+    for event in events:
+        kind = event["type"]
+        if kind in ("word", "heard"):
+            begun = last[kind]["text"] if kind in last else " ended "
+            ended = begun.strip() and begun[-1].isspace()
+            if not ended and not event["text"][:1].isspace():
+                last[kind]["text"] += event["text"]
+                continue
+            last[kind] = event = dict(event)
+        whole.append(event)
+    for event in whole:
+        if event["type"] in ("word", "heard"):
+            event["text"] = event["text"].strip()
+    return [event for event in whole if event.get("text") != "" or event["type"] not in last]
+
+
+def text_of(events: Iterable[dict[str, Any]], kind: str) -> str:
+    """Everything that the model said (``"word"``) or heard (``"heard"``)."""
+    return " ".join(event["text"] for event in whole_words(events) if event["type"] == kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +57,16 @@ class Behaviour:
     @classmethod
     def from_events(cls, events: Iterable[dict[str, Any]]) -> "Behaviour":
         """Reads a session's events; stretches of sound that touch become one."""
-        ordered = sorted(events, key=lambda e: e["t"])
+        ordered = whole_words(sorted(events, key=lambda e: e["t"]))
         period_s = next((event["micro_turn_s"] for event in ordered if event["type"] == "session"), 0.2)
         onsets = {event["turn"]: event.get("onset_ms") for event in ordered if event["type"] == "voice"}
         sound: list[tuple[float, float]] = []
         words, delegations, queries = [], [], []
         for event in ordered:
             if event["type"] == "speak":
-                start, end = event["t"], event.get("end")
-                if end is None:  # a journal's decision
-                    if (onset_ms := onsets.get(event["turn"])) is None:
-                        continue  # nothing can be heard of it
-                    start, end = event["t"] + onset_ms / 1000, event["t"] + period_s
+                if (onset_ms := onsets.get(event["turn"])) is None:
+                    continue  # nothing can be heard of it
+                start, end = event["t"] + onset_ms / 1000, event["t"] + period_s
                 if sound and start <= sound[-1][1] + 1e-6:
                     sound[-1] = (sound[-1][0], max(sound[-1][1], end))
                 else:

@@ -17,11 +17,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from tml_jax import sharding
-from tml_jax.eval import hlo, roofline
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel, Rung
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.model.quantized import as_int8
+from tml_jax.perf import hlo, roofline
 from tml_jax.streams import packed
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.trainer import Trainer
@@ -41,7 +41,7 @@ class Report:
       sessions: live conversations, or windows of a training step. block: of a micro-turn, what it has room for.
       int8: whether its weights are.
       turns: micro-turns that a call takes all of them further.
-      bound: the least time of a call (`eval.roofline`).
+      bound: the least time of a call (`perf.roofline`).
     """
 
     program: str

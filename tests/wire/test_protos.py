@@ -7,7 +7,7 @@ import sysconfig
 
 import pytest
 
-from tml_jax.serve import protos
+from tml_jax.wire import protos
 
 BUF = pathlib.Path(sysconfig.get_path("scripts")) / "buf"
 

@@ -23,16 +23,15 @@ class Playback:
         self._last_turn = -2
         self.underruns = 0
 
-    def add(self, pcm: bytes, turn: int, time_s: float, arrival_s: float) -> None:
+    def add(self, samples: np.ndarray, turn: int, time_s: float, arrival_s: float) -> None:
         """One piece of sound.
 
         Args:
-          pcm: 16-bit little-endian mono.
+          samples: float mono.
           turn: the micro-turn that wrote it.
           time_s: session time from which it should play.
           arrival_s: session time at which it arrived.
         """
-        samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32767
         start = round(time_s * self._rate)
         if self._real_time:
             follows = turn == self._last_turn + 1

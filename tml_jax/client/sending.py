@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any
 
-from tml_jax.serve import protos
+from tml_jax.wire import protos
 
 # A block of sound ends this long before the server's tick that takes it.
 MARGIN_S = 0.03

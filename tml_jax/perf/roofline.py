@@ -16,9 +16,9 @@ import jax
 
 from pallas_kernels.sharded_experts import cost
 from pallas_kernels.static.chips import Chip
-from tml_jax.eval import hlo
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.model.plan import layer_plan
+from tml_jax.perf import hlo
 from tml_jax.train.config import ExperimentConfig
 from tml_jax.train.muon import TURNS
 

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 import PIL.Image
 
-from tml_jax.streams import frames, sound, video
+from tml_jax.streams import pictures, sound, video
+from tml_jax.wire.pcm import to_pcm
 
 RATE = 16_000  # that files are converted to
 JPEG_QUALITY = 92
@@ -88,15 +89,10 @@ class Thumbnails:
         if self.shots and time_s < self.shots[-1][0] + self._apart_s - 1e-3:
             return
         scale = min(1.0, THUMBNAIL_SIDE / max(frame.shape))
-        self.shots.append((time_s, frames.resize(frame, *(max(1, round(scale * n)) for n in frame.shape[1::-1]))))
+        self.shots.append((time_s, pictures.resize(frame, *(max(1, round(scale * n)) for n in frame.shape[1::-1]))))
         if len(self.shots) > MAX_THUMBNAILS:
             self.shots = self.shots[::2]
             self._apart_s = (self.shots[-1][0] - self.shots[0][0]) / (len(self.shots) - 1)
-
-
-def to_pcm(samples: np.ndarray) -> np.ndarray:
-    """Float in [-1, 1] -> int16."""
-    return np.clip(np.round(samples * 32767), -32768, 32767).astype("<i2")
 
 
 def read_sound(path: str | pathlib.Path) -> SoundFile:

@@ -13,17 +13,14 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.internal import enum_type_wrapper
 from grpc_tools import protoc
 
-ROOT = pathlib.Path(__file__).resolve().parents[2] / "proto"
+ROOT = pathlib.Path(__file__).resolve().parent / "proto"
 FILE = "tml/interaction/v1/interaction.proto"
 PACKAGE = "tml.interaction.v1"
 SERVICE = f"{PACKAGE}.InteractionService"
+MAX_MESSAGE_BYTES = 8 << 20
 
 
 def _compile() -> descriptor_pb2.FileDescriptorProto:
-    if not (ROOT / FILE).is_file():
-        raise FileNotFoundError(
-            f"{ROOT / FILE} is missing: install the project from its repository with `pip install -e .`."
-        )
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "descriptors"
         arguments = ["protoc", f"--proto_path={ROOT}", f"--descriptor_set_out={out}", str(ROOT / FILE)]

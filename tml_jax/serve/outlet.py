@@ -1,0 +1,75 @@
+"""What the model writes, made into words and sound, one micro-turn after the other."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.speech import Vocoder
+from tml_jax.streams.text import TextDecoder, Tokenizer
+from tml_jax.wire import events
+
+AUDIBLE = 1e-4  # sound below this is not told
+
+Piece = tuple[str, int, int]
+
+
+class _Text:
+    """Tokens -> whole characters with their times; the bytes of an unfinished character wait, over micro-turns."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._decoder = tokenizer, TextDecoder(tokenizer)
+        self._since: int | None = None  # when the first token began whose text is still to come
+
+    def push(self, tokens: Iterable[tuple[int, int, int]]) -> Piece | None:
+        """Of (token, start_ms, end_ms) the text that they complete, and its times; None where they complete none."""
+        text, start_ms, end_ms = "", None, 0
+        for token, begins_ms, ends_ms in tokens:
+            if not self._tokenizer.is_word(token):
+                continue
+            self._since = begins_ms if self._since is None else self._since
+            if piece := self._decoder.push(token):
+                text, end_ms = text + piece, ends_ms
+                start_ms = self._since if start_ms is None else start_ms
+                self._since = begins_ms if self._decoder.pending else None
+        return None if start_ms is None else (text, start_ms, end_ms)
+
+
+class Outlet:
+    """One session's. Not thread-safe: one call at a time, micro-turns in order."""
+
+    def __init__(self, spec: StreamSpec, tokenizer: Tokenizer) -> None:
+        """Makes the outlet of a session that begins."""
+        self._spec, self._control = spec, tokenizer.control
+        self._said, self._heard = _Text(tokenizer), _Text(tokenizer)
+        self._vocoder = Vocoder(spec)
+
+    def decision(self, tokens: np.ndarray) -> events.Decision:
+        """What the micro-turn's tokens, at least one, decide."""
+        silent = {self._control.listen: events.Decision.LISTEN, self._control.delegate: events.Decision.DELEGATE}
+        return silent.get(int(tokens[0]), events.Decision.SPEAK)
+
+    def words(self, turn: int, tokens: np.ndarray, heard: np.ndarray) -> list[events.HeardWords | events.Words]:
+        """What micro-turn `turn` says, and heard in it: each token of what is said leads a part of the next one."""
+        found: list[events.HeardWords | events.Words] = []
+        now, period = turn * self._spec.micro_turn_ms, self._spec.micro_turn_ms
+        if piece := self._heard.push((int(token), now, now + period) for token in heard):
+            found.append(events.HeardWords(turn, *piece))
+        times = [now + period + i * period // self._spec.max_output for i in range(self._spec.max_output + 1)]
+        if piece := self._said.push((int(token), times[i], times[i + 1]) for i, token in enumerate(tokens)):
+            found.append(events.Words(turn, *piece))
+        return found
+
+    def sound(self, turn: int, mel: np.ndarray | None) -> events.Sound | None:
+        """The sound that micro-turn `turn` makes; None where nothing can be heard.
+
+        Args:
+          turn: the micro-turn.
+          mel: [mel_frames, mel_bins], or None where the model is silent.
+        """
+        samples = self._vocoder.push(mel)
+        if np.abs(samples).max() <= AUDIBLE:
+            return None
+        start_ms = (turn + 1) * self._spec.micro_turn_ms
+        level = float(np.sqrt(np.mean(samples * samples)))
+        return events.Sound(turn, start_ms, start_ms + self._spec.micro_turn_ms, samples, level)

@@ -1,0 +1,75 @@
+"""One reader of a session: a bounded queue of events, so that who does not read delays and holds up nobody."""
+
+import asyncio
+import collections
+from collections.abc import Callable
+
+from tml_jax.wire import events
+
+
+class SlowClientError(RuntimeError):
+    """The client does not read what it is sent."""
+
+
+class Subscription:
+    """Everything that a session tells from now on: an async iterator. Used on the session's event loop.
+
+    The iteration ends with the session, by the session's error if it had one, after what was told before. A reader
+    that falls behind loses what waits for it and gets a `SlowClientError`; the session goes on.
+
+    Attributes:
+      over: set when nothing more will come than what waits already.
+    """
+
+    def __init__(self, micro_turn_ms: int, limit_ms: int | None, read: Callable[[], None]) -> None:
+        """Makes one that may fall `limit_ms` of micro-turns behind (None: any number); `read` is told of each event."""
+        self._micro_turn_ms, self._limit_ms, self._read = micro_turn_ms, limit_ms, read
+        self._waiting: collections.deque[events.Event] = collections.deque()
+        self._error: Exception | None = None
+        self._turns = 0
+        self._news = asyncio.Event()
+        self.over = asyncio.Event()
+
+    @property
+    def behind_ms(self) -> int:
+        """How much of the session waits to be read."""
+        return self._turns * self._micro_turn_ms
+
+    def put(self, event: events.Event) -> None:
+        """Tells one event; nothing where the subscription is over."""
+        if self.over.is_set():
+            return
+        self._waiting.append(event)
+        self._turns += isinstance(event, events.Turn)
+        self._news.set()
+        if self._limit_ms is not None and self.behind_ms > self._limit_ms:
+            self._waiting.clear()
+            behind = f"{self._limit_ms / 1000:g} s behind in reading its replies"
+            self.finish(SlowClientError(f"The client is {behind}, so it is told no more."))
+
+    def finish(self, error: Exception | None) -> None:
+        """Nothing more will come; only the first reason counts."""
+        if not self.over.is_set():
+            self._error = error
+            self.over.set()
+            self._news.set()
+
+    def __aiter__(self) -> "Subscription":
+        return self
+
+    async def __anext__(self) -> events.Event:
+        """The next event.
+
+        Raises:
+          SlowClientError: this reader was too slow.
+          Exception: for which the session ended.
+        """
+        while not self._waiting:
+            if self.over.is_set():
+                raise self._error or StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        event = self._waiting.popleft()
+        self._turns -= isinstance(event, events.Turn)
+        self._read()
+        return event
