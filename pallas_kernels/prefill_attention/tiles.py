@@ -88,6 +88,16 @@ class Tiling:
         return round_up(self.extent + self.key_block, LANES) + self.tokens - 1
 
     @property
+    def reach(self) -> int:
+        """Distances of the profiles, in whole vectors."""
+        return round_up(self.extent, LANES)
+
+    @property
+    def bias_lanes(self) -> int:
+        more = 0 if self.tokens % self.key_block == 0 else self.key_block
+        return self.key_block + self.reach + self.tokens + more
+
+    @property
     def profile_lanes(self) -> int:
         """Lanes of the reversed profiles."""
         return round_up(self.farthest + self.tokens + self.lanes, LANES)

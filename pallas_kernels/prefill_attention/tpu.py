@@ -21,8 +21,31 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention.layout import Layout, finite
-from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles
-from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, skew, visible, wide, window
+from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles, round_up
+from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, visible, wide
+
+
+
+def _folded(x: Array) -> Array:
+    """[M, N] as [M, LANES] with the same sums of rows."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES)))
+    return functools.reduce(jnp.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
+
+
+def _by_key(states: Array, profiles: Any, tiling: Tiling) -> Array:
+    """[Tq, reach + tokens]"""
+    end = round_up(tiling.extent + tiling.key_block, LANES) + tiling.tokens
+    x = dot(states, profiles[:, end - tiling.reach : end])
+    x = x.reshape(-1, tiling.tokens, tiling.reach)
+    x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], tiling.tokens), x.dtype)], axis=2)
+    return pltpu.roll(x, 1, 2, stride=1, stride_axis=1).reshape(states.shape[0], -1)
+
+
+def _bias_of(tiling: Tiling, query: Any, key: Any) -> Any:
+    lane = jnp.maximum(key - query + tiling.reach + tiling.key_block, 0)
+    if tiling.tokens % LANES == 0 and tiling.key_block % LANES == 0:
+        lane = pl.multiple_of(lane, LANES)
+    return pl.ds(lane, tiling.key_block)
 
 
 def _kernel(
@@ -42,9 +65,13 @@ def _kernel(
     """One step. q [J, Tq, K], k, v [Tk, K], r [J, R, Tq], profiles [R, lanes]; out y [J, Tq, K], lse [J, Tq]."""
     del fetch
     start, refs = (refs[0], refs[1:]) if documents else (None, refs)
-    y, lse, m, l_, acc, relative, starts = refs
+    y, lse, m, l_, acc, bias, starts = refs
     index, last = pl.program_id(1), pl.num_programs(1) - 1
     tile = pairs[0, index]
+
+    @pl.when(index == 0)
+    def _() -> None:
+        bias[:, :, : tiling.key_block] = jnp.zeros((*bias.shape[:2], tiling.key_block), jnp.float32)
 
     @pl.when((index == 0) | (tile != pairs[0, jnp.maximum(index - 1, 0)]))
     def _() -> None:
@@ -52,7 +79,8 @@ def _kernel(
         l_[...] = jnp.zeros(l_.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
         for head in range(tiling.queries):
-            relative[head] = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
+            states = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
+            bias[head, :, pl.ds(tiling.key_block, tiling.reach + tiling.tokens)] = _by_key(states, profiles, tiling)
         if start is not None:
             starts[...] = column(start[...])
 
@@ -63,8 +91,7 @@ def _kernel(
         seen = None
         if near:
             first = (step.query + row, step.key + key)
-            states = relative[:, tokens].reshape(flat, -1)
-            s = s + skew(dot(states, profiles[:, window(tiling, *first)]), tiling)
+            s = s + bias[:, tokens, _bias_of(tiling, *first)].reshape(flat, -1)
             own = None if start is None else jnp.concatenate([starts[tokens]] * tiling.queries)
             seen = visible(tiling, *first, own)
             s = jnp.where(seen, s, MASKED)
@@ -74,7 +101,7 @@ def _kernel(
         p = jnp.exp(s - wide(after, tiling.key_block))
         if seen is not None:
             p = jnp.where(seen, p, 0)  # also while nothing was visible, when exp gives one
-        total = alpha * l_[:, tokens].reshape(flat, LANES) + jnp.sum(p, axis=1, keepdims=True)
+        total = alpha * l_[:, tokens].reshape(flat, LANES) + _folded(p)
         old = acc[:, tokens].reshape(flat, -1)
         new = old * wide(alpha, old.shape[1]) + dot(p.astype(v.dtype), v[keys])
         for ref, value in ((m, after), (l_, total), (acc, new)):
@@ -92,9 +119,10 @@ def _kernel(
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
     def _() -> None:
         for head in range(tiling.queries):
-            total = jnp.where(l_[head] == 0, 1, l_[head])
+            total = jnp.sum(l_[head], axis=1, keepdims=True)
+            total = jnp.broadcast_to(jnp.where(total == 0, 1, total), l_.shape[1:])
             y[head] = (acc[head] / wide(total, acc.shape[2])).astype(y.dtype)
-            lse[head] = jnp.transpose(m[head] + jnp.log(total))[0]
+            lse[head] = jnp.transpose(m[head])[0] + jnp.log(jnp.transpose(total)[0])
 
 
 def attend(
@@ -128,7 +156,7 @@ def attend(
                 pltpu.VMEM((*rows, LANES), jnp.float32),
                 pltpu.VMEM((*rows, LANES), jnp.float32),
                 pltpu.VMEM((*rows, dim), jnp.float32),
-                pltpu.VMEM((*rows, tiling.rank), r.dtype),
+                pltpu.VMEM((*rows, tiling.bias_lanes), jnp.float32),
                 pltpu.VMEM((tiling.query_tile, LANES), jnp.int32),
             ],
         ),

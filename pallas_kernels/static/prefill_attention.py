@@ -155,7 +155,8 @@ def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load
     runs[in_rows[0]] = turns * int(near.sum())
     # What begins and what ends a tile of queries; before these, what begins a sequence.
     tiles = turns * len(np.unique(pairs[0]))
-    around = [region for region in grid.walk() if region.kind == "branch" and not region.total("matmuls")]
+    around = [region for region in grid.walk() if region.kind == "branch" and not region.inside]
+    around = [region for region in around if region not in (*in_rows, *in_blocks)]
     runs |= {region: turns for region in around[:-2]}
     runs |= {region: tiles for region in around[-2:]}
     fetches = 1 + int(np.count_nonzero(np.diff(np.asarray(fetch)[0])))
