@@ -115,11 +115,13 @@ class Tiling:
         sink = key - documents[1] < self.sinks
         return (key <= query + queries - 1) & (key + keys > documents[0]) & (near | sink)
 
-    def whole(self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any]) -> Any:
-        """Whether all of the queries see all of the keys, from beyond the profiles."""
+    def whole(
+        self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any], distance: int = 0
+    ) -> Any:
+        """Whether all of the queries see all of the keys, from this distance at least."""
         near = query + queries - 1 - key < self.window
         sink = key + keys - 1 - documents[0] < self.sinks
-        return (query - (key + keys - 1) >= self.extent) & (key >= documents[1]) & (near | sink)
+        return (query - (key + keys - 1) >= distance) & (key >= documents[1]) & (near | sink)
 
 
 def reversed_profiles(profiles: Array, tiling: Tiling) -> Array:

@@ -75,7 +75,7 @@ def _kernel(
 
     @pl.when((index == 0) | (tile != pairs[0, jnp.maximum(index - 1, 0)]))
     def _() -> None:
-        m[...] = jnp.full(m.shape, MASKED, jnp.float32)
+        m[...] = jnp.full(m.shape, MASKED / 2, jnp.float32)  # so that weights of what is masked are zero from the first
         l_[...] = jnp.zeros(l_.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
         for head in range(tiling.queries):
@@ -84,23 +84,22 @@ def _kernel(
         if start is not None:
             starts[...] = column(start[...])
 
-    def add(row: Any, key: Any, near: bool = True) -> None:
-        rows = tiling.tokens if near else tiling.query_tile
+    def add(row: Any, key: Any, whole: bool = False) -> None:
+        rows = tiling.query_tile if whole else tiling.tokens
         tokens, keys, flat = pl.ds(row, rows), pl.ds(key, tiling.key_block), tiling.queries * rows
+        tiles = [row + i for i in range(0, rows, tiling.tokens)]
         s = dot(q[:, tokens].reshape(flat, -1), k[keys], (1, 1))
-        seen = None
-        if near:
-            first = (step.query + row, step.key + key)
-            s = s + bias[:, tokens, _bias_of(tiling, *first)].reshape(flat, -1)
+        biases = [
+            bias[:, pl.ds(at, tiling.tokens), _bias_of(tiling, step.query + at, step.key + key)] for at in tiles
+        ]
+        s = s + jnp.concatenate(biases, axis=1).reshape(flat, -1)
+        if not whole:
             own = None if start is None else jnp.concatenate([starts[tokens]] * tiling.queries)
-            seen = visible(tiling, *first, own)
-            s = jnp.where(seen, s, MASKED)
+            s = jnp.where(visible(tiling, step.query + row, step.key + key, own), s, MASKED)
         before = m[:, tokens].reshape(flat, LANES)
         after = jnp.maximum(before, jnp.max(s, axis=1, keepdims=True))
         alpha = jnp.exp(before - after)
         p = jnp.exp(s - wide(after, tiling.key_block))
-        if seen is not None:
-            p = jnp.where(seen, p, 0)  # also while nothing was visible, when exp gives one
         total = alpha * l_[:, tokens].reshape(flat, LANES) + _folded(p)
         old = acc[:, tokens].reshape(flat, -1)
         new = old * wide(alpha, old.shape[1]) + dot(p.astype(v.dtype), v[keys])
@@ -114,7 +113,7 @@ def _kernel(
         bounds,
         pl.program_id(0) // groups if documents else 0,
     )
-    step.each(near=add, far=lambda key: add(0, key, near=False))
+    step.each(add, lambda key: add(0, key, whole=True), 0)
 
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
     def _() -> None:

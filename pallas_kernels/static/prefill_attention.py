@@ -137,7 +137,7 @@ def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load
     query, key = pairs[0] * tiling.query_tile, pairs[1] * tiling.key_tile
     begin = (query[:, None], key[:, None] + np.arange(tiling.key_tile // tiling.key_block) * tiling.key_block)
     visited = begin[1] <= begin[0] + tiling.query_tile - 1
-    whole = visited & np.asarray(tiling.whole(begin[0], tiling.query_tile, begin[1], tiling.key_block, (0, 0)))
+    whole = visited & np.asarray(tiling.whole(begin[0], tiling.query_tile, begin[1], tiling.key_block, (0, 0), extent if passes == 2 else 0))
     row = begin[0][..., None] + np.arange(tiling.query_tile // tiling.tokens) * tiling.tokens
     meets = np.asarray(tiling.meets(row, tiling.tokens, begin[1][..., None], tiling.key_block, (0, 0)))
     near = meets & (visited & ~whole)[..., None]
