@@ -89,11 +89,12 @@ class Tiling:
 
     @property
     def reach(self) -> int:
-        """Distances of the profiles, in whole vectors."""
+        """Distances of the profiles, rounded up: the forward kernel's bias reaches so far."""
         return round_up(self.extent, LANES)
 
     @property
     def bias_lanes(self) -> int:
+        """Of an inner tile in the forward kernel: a block of zeros, `reach`, its tokens, and what a block overhangs."""
         more = 0 if self.tokens % self.key_block == 0 else self.key_block
         return self.key_block + self.reach + self.tokens + more
 
@@ -115,9 +116,7 @@ class Tiling:
         sink = key - documents[1] < self.sinks
         return (key <= query + queries - 1) & (key + keys > documents[0]) & (near | sink)
 
-    def whole(
-        self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any], distance: int = 0
-    ) -> Any:
+    def whole(self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any], distance: int) -> Any:
         """Whether all of the queries see all of the keys, from this distance at least."""
         near = query + queries - 1 - key < self.window
         sink = key + keys - 1 - documents[0] < self.sinks

@@ -5,9 +5,13 @@ tile of keys. The list of steps (`tiles.steps`) holds only pairs of tiles that c
 its own keys and no others; where documents make a step empty, nothing is fetched for it. Both dimensions of the
 shapes are static, so the list is a constant but for documents.
 
-Inside a step a loop goes over smaller tiles (`tpu_tile.Step`). Those far from the diagonal, which every query sees
-whole, need neither bias nor mask. An online softmax in float32 adds the key blocks up in rising order. A block or a
-key that a query does not see changes none of its bits: they depend on neither later tokens nor other sequences.
+The bias of a tile of queries is made when the tile begins, once for all key blocks: a small matmul of the relative
+states with the profiles, whose rows of distances a strided roll then turns into rows of keys. It stays in VMEM in
+float32, after a block of zeros for keys beyond the profiles.
+
+Inside a step a loop goes over blocks of keys (`tpu_tile.Step`). Those that every query sees whole need no mask, and
+take all queries at once. An online softmax in float32 adds the blocks up in rising order. A block or a key that a query
+does not see changes none of its bits: they depend on neither later tokens nor other sequences.
 """
 
 import functools
@@ -21,9 +25,8 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention.layout import Layout, finite
-from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles, round_up
+from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles
 from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, visible, wide
-
 
 
 def _folded(x: Array) -> Array:
@@ -32,17 +35,17 @@ def _folded(x: Array) -> Array:
     return functools.reduce(jnp.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
 
 
-def _by_key(states: Array, profiles: Any, tiling: Tiling) -> Array:
-    """[Tq, reach + tokens]"""
-    end = round_up(tiling.extent + tiling.key_block, LANES) + tiling.tokens
-    x = dot(states, profiles[:, end - tiling.reach : end])
-    x = x.reshape(-1, tiling.tokens, tiling.reach)
+def _bias_by_key(states: Array, profiles: Any, tiling: Tiling) -> Float[Array, "tq lanes"]:
+    """Of the keys from `reach` before an inner tile's first token to its last: token i's nearest is ``reach + i``."""
+    by_distance = dot(states, profiles[:, tiling.farthest + 1 - tiling.reach : tiling.farthest + 1])
+    x = by_distance.reshape(-1, tiling.tokens, tiling.reach)
     x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], tiling.tokens), x.dtype)], axis=2)
     return pltpu.roll(x, 1, 2, stride=1, stride_axis=1).reshape(states.shape[0], -1)
 
 
-def _bias_of(tiling: Tiling, query: Any, key: Any) -> Any:
-    lane = jnp.maximum(key - query + tiling.reach + tiling.key_block, 0)
+def _bias_lanes(tiling: Tiling, query: Any, key: Any) -> Any:
+    """Where the bias of the block at `key` is, for the inner tile at `query`."""
+    lane = jnp.maximum(tiling.key_block + tiling.reach - (query - key), 0)
     if tiling.tokens % LANES == 0 and tiling.key_block % LANES == 0:
         lane = pl.multiple_of(lane, LANES)
     return pl.ds(lane, tiling.key_block)
@@ -75,22 +78,23 @@ def _kernel(
 
     @pl.when((index == 0) | (tile != pairs[0, jnp.maximum(index - 1, 0)]))
     def _() -> None:
-        m[...] = jnp.full(m.shape, MASKED / 2, jnp.float32)  # so that weights of what is masked are zero from the first
+        m[...] = jnp.full(m.shape, MASKED / 2, jnp.float32)  # so what is masked weighs zero while nothing is visible
         l_[...] = jnp.zeros(l_.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
         for head in range(tiling.queries):
             states = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
-            bias[head, :, pl.ds(tiling.key_block, tiling.reach + tiling.tokens)] = _by_key(states, profiles, tiling)
+            lanes = pl.ds(tiling.key_block, tiling.reach + tiling.tokens)
+            bias[head, :, lanes] = _bias_by_key(states, profiles, tiling)
         if start is not None:
             starts[...] = column(start[...])
 
     def add(row: Any, key: Any, whole: bool = False) -> None:
         rows = tiling.query_tile if whole else tiling.tokens
         tokens, keys, flat = pl.ds(row, rows), pl.ds(key, tiling.key_block), tiling.queries * rows
-        tiles = [row + i for i in range(0, rows, tiling.tokens)]
         s = dot(q[:, tokens].reshape(flat, -1), k[keys], (1, 1))
         biases = [
-            bias[:, pl.ds(at, tiling.tokens), _bias_of(tiling, step.query + at, step.key + key)] for at in tiles
+            bias[:, pl.ds(at, tiling.tokens), _bias_lanes(tiling, step.query + at, step.key + key)]
+            for at in (row + i for i in range(0, rows, tiling.tokens))
         ]
         s = s + jnp.concatenate(biases, axis=1).reshape(flat, -1)
         if not whole:
@@ -113,7 +117,7 @@ def _kernel(
         bounds,
         pl.program_id(0) // groups if documents else 0,
     )
-    step.each(add, lambda key: add(0, key, whole=True), 0)
+    step.each(near=add, far=lambda key: add(0, key, whole=True), distance=0)
 
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
     def _() -> None:
