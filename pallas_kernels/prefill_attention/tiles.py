@@ -90,6 +90,17 @@ class Tiling:
         return round_up(self.extent + self.key_block, LANES) + self.tokens - 1
 
     @property
+    def reach(self) -> int:
+        """Distances of the profiles, rounded up: the forward kernel's bias reaches so far."""
+        return round_up(self.extent, LANES)
+
+    @property
+    def bias_lanes(self) -> int:
+        """Of an inner tile in the forward kernel: a block of zeros, `reach`, its tokens, and what a block overhangs."""
+        more = 0 if self.tokens % self.key_block == 0 else self.key_block
+        return self.key_block + self.reach + self.tokens + more
+
+    @property
     def profile_lanes(self) -> int:
         """Lanes of the reversed profiles."""
         return round_up(self.farthest + self.tokens + self.lanes, LANES)
@@ -107,11 +118,11 @@ class Tiling:
         sink = key - documents[1] < self.sinks
         return (key <= query + queries - 1) & (key + keys > documents[0]) & (near | sink)
 
-    def whole(self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any]) -> Any:
-        """Whether all of the queries see all of the keys, from beyond the profiles."""
+    def whole(self, query: Any, queries: int, key: Any, keys: int, documents: tuple[Any, Any], distance: int) -> Any:
+        """Whether all of the queries see all of the keys, from this distance at least."""
         near = query + queries - 1 - key < self.window
         sink = key + keys - 1 - documents[0] < self.sinks
-        return (query - (key + keys - 1) >= self.extent) & (key >= documents[1]) & (near | sink)
+        return (query - (key + keys - 1) >= distance) & (key >= documents[1]) & (near | sink)
 
 
 def reversed_profiles(profiles: Array, tiling: Tiling) -> Array:

@@ -5,9 +5,13 @@ tile of keys. The list of steps (`tiles.steps`) holds only pairs of tiles that c
 its own keys and no others; where documents make a step empty, nothing is fetched for it. Both dimensions of the
 shapes are static, so the list is a constant but for documents.
 
-Inside a step a loop goes over smaller tiles (`tpu_tile.Step`). Those far from the diagonal, which every query sees
-whole, need neither bias nor mask. An online softmax in float32 adds the key blocks up in rising order. A block or a
-key that a query does not see changes none of its bits: they depend on neither later tokens nor other sequences.
+The bias of a tile of queries is made when the tile begins, once for all key blocks: a small matmul of the relative
+states with the profiles, whose rows of distances a strided roll then turns into rows of keys. It stays in VMEM in
+float32, after a block of zeros for keys beyond the profiles.
+
+Inside a step a loop goes over blocks of keys (`tpu_tile.Step`). Those that every query sees whole need no mask, and
+take all queries at once. An online softmax in float32 adds the blocks up in rising order. A block or a key that a query
+does not see changes none of its bits: they depend on neither later tokens nor other sequences.
 """
 
 import functools
@@ -22,7 +26,29 @@ from jaxtyping import Array, Float
 from pallas_kernels import platform
 from pallas_kernels.prefill_attention.layout import Layout, finite
 from pallas_kernels.prefill_attention.tiles import LANES, Tiling, reversed_profiles
-from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, skew, visible, wide, window
+from pallas_kernels.prefill_attention.tpu_tile import MASKED, Step, column, dot, visible, wide
+
+
+def _folded(x: Array) -> Array:
+    """[M, N] as [M, LANES] with the same sums of rows."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES)))
+    return functools.reduce(jnp.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
+
+
+def _bias_by_key(states: Array, profiles: Any, tiling: Tiling) -> Float[Array, "tq lanes"]:
+    """Of the keys from `reach` before an inner tile's first token to its last: token i's nearest is ``reach + i``."""
+    by_distance = dot(states, profiles[:, tiling.farthest + 1 - tiling.reach : tiling.farthest + 1])
+    x = by_distance.reshape(-1, tiling.tokens, tiling.reach)
+    x = jnp.concatenate([x, jnp.zeros((*x.shape[:2], tiling.tokens), x.dtype)], axis=2)
+    return pltpu.roll(x, 1, 2, stride=1, stride_axis=1).reshape(states.shape[0], -1)
+
+
+def _bias_lanes(tiling: Tiling, query: Any, key: Any) -> Any:
+    """Where the bias of the block at `key` is, for the inner tile at `query`."""
+    lane = jnp.maximum(tiling.key_block + tiling.reach - (query - key), 0)
+    if tiling.tokens % LANES == 0 and tiling.key_block % LANES == 0:
+        lane = pl.multiple_of(lane, LANES)
+    return pl.ds(lane, tiling.key_block)
 
 
 def _kernel(
@@ -42,39 +68,43 @@ def _kernel(
     """One step. q [J, Tq, K], k, v [Tk, K], r [J, R, Tq], profiles [R, lanes]; out y [J, Tq, K], lse [J, Tq]."""
     del fetch
     start, refs = (refs[0], refs[1:]) if documents else (None, refs)
-    y, lse, m, l_, acc, relative, starts = refs
+    y, lse, m, l_, acc, bias, starts = refs
     index, last = pl.program_id(1), pl.num_programs(1) - 1
     tile = pairs[0, index]
 
+    @pl.when(index == 0)
+    def _() -> None:
+        bias[:, :, : tiling.key_block] = jnp.zeros((*bias.shape[:2], tiling.key_block), jnp.float32)
+
     @pl.when((index == 0) | (tile != pairs[0, jnp.maximum(index - 1, 0)]))
     def _() -> None:
-        m[...] = jnp.full(m.shape, MASKED, jnp.float32)
+        m[...] = jnp.full(m.shape, MASKED / 2, jnp.float32)  # so what is masked weighs zero while nothing is visible
         l_[...] = jnp.zeros(l_.shape, jnp.float32)
         acc[...] = jnp.zeros(acc.shape, jnp.float32)
         for head in range(tiling.queries):
-            relative[head] = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
+            states = jnp.transpose(r[head].astype(jnp.float32)).astype(r.dtype)
+            lanes = pl.ds(tiling.key_block, tiling.reach + tiling.tokens)
+            bias[head, :, lanes] = _bias_by_key(states, profiles, tiling)
         if start is not None:
             starts[...] = column(start[...])
 
-    def add(row: Any, key: Any, near: bool = True) -> None:
-        rows = tiling.tokens if near else tiling.query_tile
+    def add(row: Any, key: Any, whole: bool = False) -> None:
+        rows = tiling.query_tile if whole else tiling.tokens
         tokens, keys, flat = pl.ds(row, rows), pl.ds(key, tiling.key_block), tiling.queries * rows
         s = dot(q[:, tokens].reshape(flat, -1), k[keys], (1, 1))
-        seen = None
-        if near:
-            first = (step.query + row, step.key + key)
-            states = relative[:, tokens].reshape(flat, -1)
-            s = s + skew(dot(states, profiles[:, window(tiling, *first)]), tiling)
+        biases = [
+            bias[:, pl.ds(at, tiling.tokens), _bias_lanes(tiling, step.query + at, step.key + key)]
+            for at in (row + i for i in range(0, rows, tiling.tokens))
+        ]
+        s = s + jnp.concatenate(biases, axis=1).reshape(flat, -1)
+        if not whole:
             own = None if start is None else jnp.concatenate([starts[tokens]] * tiling.queries)
-            seen = visible(tiling, *first, own)
-            s = jnp.where(seen, s, MASKED)
+            s = jnp.where(visible(tiling, step.query + row, step.key + key, own), s, MASKED)
         before = m[:, tokens].reshape(flat, LANES)
         after = jnp.maximum(before, jnp.max(s, axis=1, keepdims=True))
         alpha = jnp.exp(before - after)
         p = jnp.exp(s - wide(after, tiling.key_block))
-        if seen is not None:
-            p = jnp.where(seen, p, 0)  # also while nothing was visible, when exp gives one
-        total = alpha * l_[:, tokens].reshape(flat, LANES) + jnp.sum(p, axis=1, keepdims=True)
+        total = alpha * l_[:, tokens].reshape(flat, LANES) + _folded(p)
         old = acc[:, tokens].reshape(flat, -1)
         new = old * wide(alpha, old.shape[1]) + dot(p.astype(v.dtype), v[keys])
         for ref, value in ((m, after), (l_, total), (acc, new)):
@@ -87,14 +117,15 @@ def _kernel(
         bounds,
         pl.program_id(0) // groups if documents else 0,
     )
-    step.each(near=add, far=lambda key: add(0, key, near=False))
+    step.each(near=add, far=lambda key: add(0, key, whole=True), distance=0)
 
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
     def _() -> None:
         for head in range(tiling.queries):
-            total = jnp.where(l_[head] == 0, 1, l_[head])
+            total = jnp.sum(l_[head], axis=1, keepdims=True)
+            total = jnp.broadcast_to(jnp.where(total == 0, 1, total), l_.shape[1:])
             y[head] = (acc[head] / wide(total, acc.shape[2])).astype(y.dtype)
-            lse[head] = jnp.transpose(m[head] + jnp.log(total))[0]
+            lse[head] = jnp.transpose(m[head])[0] + jnp.log(jnp.transpose(total)[0])
 
 
 def attend(
@@ -128,7 +159,7 @@ def attend(
                 pltpu.VMEM((*rows, LANES), jnp.float32),
                 pltpu.VMEM((*rows, LANES), jnp.float32),
                 pltpu.VMEM((*rows, dim), jnp.float32),
-                pltpu.VMEM((*rows, tiling.rank), r.dtype),
+                pltpu.VMEM((*rows, tiling.bias_lanes), jnp.float32),
                 pltpu.VMEM((tiling.query_tile, LANES), jnp.int32),
             ],
         ),

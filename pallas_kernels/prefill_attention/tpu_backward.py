@@ -111,7 +111,7 @@ def _kernel(
 
     sequence = pl.program_id(0) // groups if documents else 0
     step = Step(tiling, tiling.before + tile * tiling.query_tile, pairs[1, index] * tiling.key_tile, bounds, sequence)
-    step.each(near=add, far=lambda key: add(0, key, near=False))
+    step.each(near=add, far=lambda key: add(0, key, near=False), distance=tiling.extent)
 
     @pl.when((index == last) | (tile != pairs[0, jnp.minimum(index + 1, last)]))
     def _() -> None:

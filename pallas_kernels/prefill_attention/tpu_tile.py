@@ -1,8 +1,8 @@
-"""What the forward and the backward kernel have in common: scores, relative bias and mask of one inner tile.
+"""What the kernels need of one inner tile: mask, loop, and for the backward one the relative bias.
 
-The rows of an inner tile are [heads of a kv head, tokens]. Its bias is one small matmul of the tile's relative states
-with the window of the profiles that it needs, lane 0 the distance of the last token from the first key; each token's
-row is then rolled to the left by its distance from the last token. The gradient's rows move back.
+The rows of an inner tile are [heads of a kv head, tokens]. The backward kernel's bias is one small matmul of the tile's
+relative states with the window of the profiles that it needs, lane 0 the distance of the last token from the first key;
+each token's row is then rolled to the left by its distance from the last token. The gradient's rows move back.
 """
 
 import dataclasses
@@ -79,15 +79,12 @@ def visible(tiling: Tiling, query: Any, key: Any, start: Array | None) -> Array:
     token = lax.broadcasted_iota(jnp.int32, shape, 0) & (tiling.tokens - 1)
     at = lax.broadcasted_iota(jnp.int32, shape, 1)
     distance = token - at + (query - key)
-    seen = (distance >= 0) & (distance < tiling.window)
-    if start is None:
-        if tiling.sinks:
-            seen = (distance >= 0) & ((distance < tiling.window) | (at < tiling.sinks - key))
-        return seen
-    from_start = at + key - wide(start, tiling.key_block)
-    if tiling.sinks:
-        seen = (distance >= 0) & ((distance < tiling.window) | (from_start < tiling.sinks))
-    return seen & (from_start >= 0)
+    from_start = at + key if start is None else at + key - wide(start, tiling.key_block)
+    seen = distance >= 0
+    if tiling.window < tiling.query_length:
+        near = distance < tiling.window
+        seen = seen & (near | (from_start < tiling.sinks) if tiling.sinks else near)
+    return seen if start is None else seen & (from_start >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +102,8 @@ class Step:
     bounds: Any
     sequence: Any
 
-    def each(self, near: Any, far: Any) -> None:
-        """Takes the key blocks in rising order: ``far(key)`` with all queries, where no mask and no bias touches them.
+    def each(self, near: Any, far: Any, distance: int) -> None:
+        """Takes the key blocks in rising order: ``far(key)`` where all queries see it whole, from `distance` at least.
 
         Else ``near(row, key)`` with each inner tile's queries that see any; both are places inside the step.
         """
@@ -120,7 +117,7 @@ class Step:
         def block(j: Any, _: None) -> None:
             at = pl.multiple_of(j * tiling.key_block, tiling.key_block)
             keys = (self.key + at, tiling.key_block)
-            whole = tiling.whole(self.query, tiling.query_tile, *keys, (earliest, latest))
+            whole = tiling.whole(self.query, tiling.query_tile, *keys, (earliest, latest), distance)
 
             @pl.when(whole)
             def _() -> None:

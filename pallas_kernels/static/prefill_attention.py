@@ -137,7 +137,9 @@ def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load
     query, key = pairs[0] * tiling.query_tile, pairs[1] * tiling.key_tile
     begin = (query[:, None], key[:, None] + np.arange(tiling.key_tile // tiling.key_block) * tiling.key_block)
     visited = begin[1] <= begin[0] + tiling.query_tile - 1
-    whole = visited & np.asarray(tiling.whole(begin[0], tiling.query_tile, begin[1], tiling.key_block, (0, 0)))
+    distance = (0, extent)[passes - 1]  # the forward kernel has a bias for all keys
+    all_see = tiling.whole(begin[0], tiling.query_tile, begin[1], tiling.key_block, (0, 0), distance)
+    whole = visited & np.asarray(all_see)
     row = begin[0][..., None] + np.arange(tiling.query_tile // tiling.tokens) * tiling.tokens
     meets = np.asarray(tiling.meets(row, tiling.tokens, begin[1][..., None], tiling.key_block, (0, 0)))
     near = meets & (visited & ~whole)[..., None]
@@ -155,7 +157,8 @@ def _ours(tokens: int, layer: str, passes: int, kernel: Kernel, chip: Chip, load
     runs[in_rows[0]] = turns * int(near.sum())
     # What begins and what ends a tile of queries; before these, what begins a sequence.
     tiles = turns * len(np.unique(pairs[0]))
-    around = [region for region in grid.walk() if region.kind == "branch" and not region.total("matmuls")]
+    bodies = {*in_rows, *in_blocks}
+    around = [region for region in grid.walk() if region.kind == "branch" and bodies.isdisjoint(region.walk())]
     runs |= {region: turns for region in around[:-2]}
     runs |= {region: tiles for region in around[-2:]}
     fetches = 1 + int(np.count_nonzero(np.diff(np.asarray(fetch)[0])))

@@ -36,8 +36,13 @@ def lengths(load: str, sessions: int) -> np.ndarray:
     return np.exp(np.random.default_rng(0).uniform(np.log(256), np.log(32768), sessions)).astype(int)
 
 
+def _layers(sessions: int) -> int:
+    """So many that the caches never fit VMEM, where the compiler would put them: a model's don't."""
+    return max(SESSIONS) // sessions
+
+
 def ours(sessions: int, layer: str) -> Built:
-    """The kernel on one layer's bfloat16 cache."""
+    """The kernel on one layer of bfloat16 caches."""
     window, sinks, ring, extent = LAYERS[layer]
 
     def array(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
@@ -47,10 +52,11 @@ def ours(sessions: int, layer: str) -> Built:
         return array(sessions, TOKENS, heads, width)
 
     scalars = array(sessions, dtype=jnp.int32)
-    cache = KVCache(*[array(sessions, KV_HEADS, sinks + ring, HEAD_DIM)] * 2)
-    f = functools.partial(tpu.streaming_attention, layer=None, window=window, sinks=sinks, key_block=KEY_BLOCK)
-    keys = new(KV_HEADS, HEAD_DIM)
-    return f, (new(HEADS, HEAD_DIM), keys, keys, new(HEADS, RANK), array(RANK, extent), cache, scalars, scalars)
+    cache = KVCache(*[array(_layers(sessions), sessions, KV_HEADS, sinks + ring, HEAD_DIM)] * 2)
+    f = functools.partial(tpu.streaming_attention, window=window, sinks=sinks, key_block=KEY_BLOCK)
+    keys, number = new(KV_HEADS, HEAD_DIM), array(dtype=jnp.int32)
+    new_tokens = (new(HEADS, HEAD_DIM), keys, keys, new(HEADS, RANK), array(RANK, extent))
+    return f, (*new_tokens, cache, scalars, scalars, number)
 
 
 def ragged_paged(sessions: int, layer: str, query_block: int) -> Built:
@@ -73,7 +79,7 @@ def ragged_paged(sessions: int, layer: str, query_block: int) -> Built:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     q = jax.ShapeDtypeStruct((sessions * TOKENS, HEADS, HEAD_DIM), jnp.bfloat16)
-    kv = jax.ShapeDtypeStruct((sessions * pages, PAGE, 2 * KV_HEADS, HEAD_DIM), jnp.bfloat16)
+    kv = jax.ShapeDtypeStruct((_layers(sessions) * sessions * pages, PAGE, 2 * KV_HEADS, HEAD_DIM), jnp.bfloat16)
     return f, (q, kv, scalars(sessions), scalars(sessions, pages), scalars(sessions + 1), scalars(1))
 
 
@@ -151,12 +157,13 @@ def _ragged_paged(sessions: int, layer: str, query_block: int, kernel: Kernel, c
     """A grid over query blocks; in it a loop over the sessions in a block; in that one over their key blocks.
 
     Its grid is not parallel: on v5p it leaves one of the two cores idle. It reads whole blocks from key zero on; of a
-    local layer it is given no more pages than the window needs.
+    local layer it is given the pages from that of the window's first key on, and a page is whole.
     """
     del chip
     assert kernel.regions is not None
     window, sinks, _, _ = LAYERS[layer]
-    seen = np.minimum(lengths(load, sessions) + TOKENS, window + sinks)
+    end = lengths(load, sessions) + TOKENS
+    seen = end - np.maximum(end - (window + sinks), 0) // PAGE * PAGE
     keys = PAGE * min(PAGES_PER_BLOCK, math.ceil(sum(LAYERS[layer][1:3]) / PAGE))
     blocks = int(np.sum(-(-seen // keys)))
     # A grid of one step has no loop of its own.

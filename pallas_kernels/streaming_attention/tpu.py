@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import platform
 from pallas_kernels.streaming_attention.cache import KVCache, encode
 from pallas_kernels.streaming_attention.tiling import LANES, Tiling, round_up
-from pallas_kernels.streaming_attention.tpu_cache import CacheWindow, clear, dot, place
+from pallas_kernels.streaming_attention.tpu_cache import CacheWindow, dot, only, place
 
 MASKED = -1e30
 
@@ -73,22 +73,29 @@ class _Softmax:
         self.l[head, tile] = jnp.zeros(self.l.shape[2:], jnp.float32)
         self.acc[head, tile] = jnp.zeros(self.acc.shape[2:], jnp.float32)
 
-    def add(self, head: int, tile: Any, s: Array, v: Array, v_scale: Array | None, visible: Array | None) -> None:
-        """Adds a block of scores [rows, key_block] and values [key_block, K]."""
+    def add(self, tile: Any, scores: list[Array], v: list[Array], v_scales: list[Array], visible: Array | None) -> None:
+        """Adds a block of every head's scores [rows, key_block] and values [key_block, K].
+
+        One operation for all heads, then the next: so what each waits for, the others' fills.
+        """
+        heads, width = range(len(scores)), scores[0].shape[1]
         if visible is not None:
-            s = jnp.where(visible, s, MASKED)
-        m = self.m[head, tile]
-        m_next = jnp.maximum(m, jnp.max(s, axis=1, keepdims=True))
-        alpha = jnp.exp(m - m_next)
-        p = jnp.exp(s - _wide(m_next, s.shape[1]))
+            scores = [jnp.where(visible, s, MASKED) for s in scores]
+        m, l_, acc = ([ref[head, tile] for head in heads] for ref in (self.m, self.l, self.acc))
+        m_next = [jnp.maximum(m[head], jnp.max(scores[head], axis=1, keepdims=True)) for head in heads]
+        p = [jnp.exp(scores[head] - _wide(m_next[head], width)) for head in heads]
         if visible is not None:
-            p = jnp.where(visible, p, 0)  # also while nothing was visible, when exp gives one
-        self.m[head, tile] = m_next
-        self.l[head, tile] = alpha * self.l[head, tile] + jnp.sum(p, axis=1, keepdims=True)
-        if v_scale is not None:
-            p = p * v_scale
-            p = p if visible is None else jnp.where(visible, p, 0)
-        self.acc[head, tile] = self.acc[head, tile] * _wide(alpha, v.shape[1]) + dot(p.astype(v.dtype), v)
+            p = [jnp.where(visible, x, 0) for x in p]  # also while nothing was visible, when exp gives one
+        weights = p
+        if v_scales:
+            weights = [p[head] * v_scales[head] for head in heads]
+            weights = weights if visible is None else [jnp.where(visible, x, 0) for x in weights]
+        products = [dot(weights[head].astype(v[head].dtype), v[head]) for head in heads]
+        alpha = [jnp.exp(m[head] - m_next[head]) for head in heads]
+        for head in heads:
+            self.m[head, tile] = m_next[head]
+            self.l[head, tile] = alpha[head] * l_[head] + jnp.sum(p[head], axis=1, keepdims=True)
+            self.acc[head, tile] = acc[head] * _wide(alpha[head], acc[head].shape[1]) + products[head]
 
     def result(self, head: int, tile: Any) -> Array:
         l_ = self.l[head, tile]
@@ -105,8 +112,9 @@ def _attend(
     position: Any,
     tile: Any,
     start: Any,
+    live: tuple[Any, Any],
 ) -> None:
-    """One tile of queries, the first token of which is at `start`, and one key block, all heads."""
+    """One tile of queries, the first token of which is at `start`, and one key block, of which rows `live` are seen."""
     tiling = memory.tiling
     is_sink = position < tiling.sinks
     nearest = start - (position + tiling.key_block - 1)
@@ -114,14 +122,18 @@ def _attend(
     whole = (nearest >= tiling.extent) & (is_sink | (farthest < tiling.window))
 
     def add(window: Array | None, visible: Array | None) -> None:
-        for head in range(tiling.heads):
-            k, v, *scales = (buffer[slot, head] for buffer in memory.buffers)
-            s = dot(q[0, head, tile], k.astype(q.dtype), transposed=True)
-            if scales:
-                s = s * scales[0]
-            if window is not None:
-                s = s + _bias(r[0, head, tile], window, tiling)
-            softmax.add(head, tile, s, v.astype(q.dtype), scales[1] if scales else None, visible)
+        heads = range(tiling.heads)
+        keys, values, *scales = memory.buffers
+        scores = [dot(q[0, head, tile], keys[slot, head].astype(q.dtype), transposed=True) for head in heads]
+        if scales:
+            scores = [scores[head] * scales[0][slot, head] for head in heads]
+        if window is not None:
+            scores = [scores[head] + _bias(r[0, head, tile], window, tiling) for head in heads]
+        v = [values[slot, head] for head in heads]
+        if visible is not None and not scales:
+            v = only(v, *live)
+        v_scales = [scale[slot, head] for scale in scales[1:] for head in heads]
+        softmax.add(tile, scores, [x.astype(q.dtype) for x in v], v_scales, visible)
 
     @pl.when(whole)
     def _() -> None:
@@ -188,12 +200,9 @@ def _kernel(
             row = place(memory, new, walk, position, slot, stage)
             memory.write(rows[session], walk, position, stage, row)
 
-        if planes == 2:
-            clear(buffers[1], walk, position, slot)
-
         def attend(tile: Any, _: None) -> None:
             start = walk.start + tile * tiling.tokens
-            _attend(q, r, profiles, memory, softmax, slot, position, tile, start)
+            _attend(q, r, profiles, memory, softmax, slot, position, tile, start, walk.live(position))
 
         lax.fori_loop(0, tiles, attend, None)
 

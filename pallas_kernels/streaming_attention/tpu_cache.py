@@ -109,16 +109,21 @@ class CacheWindow:
 
     def write(self, row: Any, walk: Walk, position: Any, slot: Any, staged_row: Any) -> None:
         """Starts writing back the units that the new tokens touch; staged rows begin at `staged_row`, lanes at 0."""
-        base, limit, sem = walk.slot(position), self.tiling.key_block, self.write_sems.at[slot]
+        base, sem = walk.slot(position), self.write_sems.at[slot]
         for i, (pairs, unit) in enumerate(self._planes(self.staged, slot, row, back=True)):
             span = units(*walk.new(position), unit)
-            _start(pairs, sem, unit, limit, span, 0 if i else -staged_row, base)
+            _start(pairs, sem, unit, self._most_written(unit), span, 0 if i else -staged_row, base)
             self.written[slot, i] = span[1]
+
+    def _most_written(self, unit: int) -> int:
+        """Rows of whole units that the new tokens can touch in a block."""
+        tokens = self.tiling.tiles * self.tiling.tokens
+        return min((tokens + 2 * unit - 2) // unit * unit, self.tiling.key_block)
 
     def wait_written(self, slot: Any) -> None:
         """Waits until a staging buffer is free."""
         for i, (pairs, unit) in enumerate(self._planes(self.staged, slot, 0, back=True)):
-            _wait(pairs, self.write_sems.at[slot], unit, self.tiling.key_block, self.written[slot, i])
+            _wait(pairs, self.write_sems.at[slot], unit, self._most_written(unit), self.written[slot, i])
             self.written[slot, i] = 0
 
 
@@ -155,16 +160,19 @@ def place(memory: CacheWindow, new: tuple[Any, ...], walk: Walk, position: Any, 
     return row
 
 
-def clear(buffer: Any, walk: Walk, position: Any, slot: Any) -> None:
-    """Zeroes the values of rows that no new token sees: a weight of zero would not stop a NaN."""
-    first, last = walk.live(position)
+def only(values: list[Array], first: Any, last: Any) -> list[Array]:
+    """[key_block, K] of each head, zero but for rows [first, last): a weight of zero would not stop a NaN.
 
-    @pl.when((first > 0) | (last < buffer.shape[2]))
-    def _() -> None:
-        for head in range(buffer.shape[1]):
-            v = buffer[slot, head].astype(jnp.float32)
-            row = lax.broadcasted_iota(jnp.int32, v.shape, 0)
-            buffer[slot, head] = jnp.where((row >= first) & (row < last), v, 0).astype(buffer.dtype)
+    In words of 32 bits, each of which holds one row, or two of bfloat16.
+    """
+    words = [pltpu.bitcast(v, jnp.int32) for v in values]
+    rows = values[0].shape[0] // words[0].shape[0]
+    row = lax.broadcasted_iota(jnp.int32, words[0].shape, 0) * rows
+    keep = jnp.zeros(row.shape, jnp.int32)
+    for i in range(rows):
+        bits = jnp.int32(-1) if rows == 1 else jnp.int32((0xFFFF, -0x10000)[i])
+        keep |= jnp.where((row + i >= first) & (row + i < last), bits, 0)
+    return [pltpu.bitcast(word & keep, v.dtype) for word, v in zip(words, values, strict=True)]
 
 
 def dot(a: Array, b: Array, *, transposed: bool = False) -> Array:

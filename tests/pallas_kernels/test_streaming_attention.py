@@ -103,6 +103,18 @@ def test_nan_stays_in_its_session_and_in_unused_slots(implementation, case):
     assert np.isfinite(y_dirty[2]).all()  # inactive: it reads nothing
 
 
+def test_bfloat16_rows_are_seen_one_by_one():
+    """Two rows of a bfloat16 cache share a word: an odd number is live, what lies after the last is NaN."""
+    new, cache = jax.tree.map(lambda x: x.astype(jnp.bfloat16), draw(LOCAL, 6))
+    start, count = ints(8, 12, 14), ints(3, 4, 5)
+    unused = jax.tree.map(lambda x: x.at[0, :, 11:].set(jnp.nan).at[2, :, 19:].set(jnp.nan), cache)
+    y, _ = compiled("interpret", LOCAL)(new, unused, start, count)
+    exact, _ = compiled("reference", LOCAL)(*jax.tree.map(lambda x: x.astype(jnp.float32), (new, cache)), start, count)
+    # The weights of a mean of values are rounded to bfloat16, and the result is.
+    largest = max(float(jnp.max(jnp.abs(x.astype(jnp.float32)))) for x in (new[2], cache.v))
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=(2**-9 + 2**-9) * largest)
+
+
 @pytest.mark.parametrize("implementation", ["cpu", "interpret"])
 def test_an_inactive_session_keeps_its_bits(implementation):
     new, cache = draw(GLOBAL, 2)
