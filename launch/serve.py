@@ -1,4 +1,7 @@
-"""Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``."""
+"""Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``.
+
+With --http_port also to the clients of OpenAI's protocols (see docs/doors.md).
+"""
 
 import asyncio
 import pathlib
@@ -8,6 +11,7 @@ from absl import flags, logging
 from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.serve import bundle, config, server
+from tml_jax.serve.doors import web
 
 _CHECKPOINT = cli.checkpoint()
 _MESH = cli.mesh("the first device alone")
@@ -16,6 +20,10 @@ _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.")
 _PORT = flags.DEFINE_integer(
     "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
 )
+_HTTP_PORT = flags.DEFINE_integer(
+    "http_port", None, "Port for OpenAI's protocols; 0 takes any free one. None without it.", 0, 65535
+)
+_API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys for that port, one a line.")
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
@@ -33,6 +41,8 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     settings = server.ServerSettings(
         address=f"{_HOST.value}:{_PORT.value}",
+        http_address=None if _HTTP_PORT.value is None else f"{_HOST.value}:{_HTTP_PORT.value}",
+        api_keys=web.read_keys(pathlib.Path(_API_KEY_FILE.value)) if _API_KEY_FILE.value else (),
         slots=_SLOTS.value,
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
         grace_s=_GRACE_S.value,
@@ -42,7 +52,9 @@ def main(argv: list[str]) -> None:
     executor = Executor.of_shape(cli.mesh_shape(_MESH))
     model = bundle.load_bundle(_CHECKPOINT.value, executor, _DTYPE.value)
 
-    def ready(port: int) -> None:
+    def ready(port: int, http_port: int) -> None:
+        if _HTTP_PORT.value is not None:
+            print(f"OpenAI's protocols are on http://{_HOST.value}:{http_port}/v1", flush=True)
         print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
 
     asyncio.run(server.serve(model, settings, ready))
