@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,3 +69,37 @@ async def talk(address: str, script: client.Script, **options: Any) -> client.Re
     channel = client.connect(address)
     async with channel:
         return await client.converse(channel, script, **({"real_time": False} | options))
+
+
+class RunningWeb(Running):
+    """A server with a web door beside gRPC's."""
+
+    def __init__(self, server: Server, port: int) -> None:
+        super().__init__(server, port)
+        self.base_url = f"http://127.0.0.1:{server.web.port}/v1"
+        self.url = f"ws://127.0.0.1:{server.web.port}/v1/live/sessions"
+
+
+@contextlib.asynccontextmanager
+async def start_web(bundle: ModelBundle, settings: ServerSettings) -> AsyncIterator[RunningWeb]:
+    server = Server(bundle, settings)
+    try:
+        port = await server.start()
+        yield RunningWeb(server, port)
+    finally:
+        await server.stop(0.0)
+
+
+@pytest.fixture
+def serving_web(bundle: ModelBundle) -> Callable[..., contextlib.AbstractAsyncContextManager[RunningWeb]]:
+    """A server of the fake model in real time, with a web door."""
+
+    def start(
+        slots: int = 2, host: str = "127.0.0.1", api_keys: Sequence[str] = (), **session: Any
+    ) -> contextlib.AbstractAsyncContextManager[RunningWeb]:
+        settings = ServerSettings(
+            slots=slots, http_address=f"{host}:0", api_keys=api_keys, session=SessionSettings(**session)
+        )
+        return start_web(bundle, settings)
+
+    return start

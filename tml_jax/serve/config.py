@@ -9,7 +9,7 @@ from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
 
 @dataclasses.dataclass(frozen=True)
 class SessionConfig:
-    """What a session sends and wants."""
+    """What a session sends and wants; without `background`, what the model hands over is for its client alone."""
 
     sends_audio: bool = True
     sends_video: bool = False
@@ -17,6 +17,7 @@ class SessionConfig:
     instructions: str = ""
     sound: intake.SoundFormat = intake.SoundFormat()
     seed: int = 0
+    background: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

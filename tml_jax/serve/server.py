@@ -1,11 +1,11 @@
-"""A whole server: engine, sessions and gRPC door, from start to drained."""
+"""A whole server: engine, sessions and doors, from start to drained."""
 
 import asyncio
 import dataclasses
 import gc
 import pathlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import threadpoolctl
 
@@ -13,6 +13,7 @@ from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
+from tml_jax.serve.doors.web import WebDoor, check_address
 from tml_jax.serve.engine import Engine, EngineDiedError
 from tml_jax.serve.sessions import Sessions
 
@@ -22,24 +23,43 @@ class ServerSettings:
     """How a server runs.
 
     Attributes:
-      address: ``host:port``; port 0 takes any free one.
+      address: of the gRPC door, ``host:port``; port 0 takes any free one.
+      http_address: of the web door, likewise; None: there is none. api_keys: one of them opens it, if there are any.
       slots: sessions at once.
       journal_dir: where sessions are recorded, or None.
       grace_s: how long live sessions may go on once the server was told to stop.
       faster_than_real_time: step as inputs come instead of on the clock (for tests).
       session: how sessions are treated.
+
+    Raises:
+      ValueError: the web door would be open to others and ask for no key.
     """
 
     address: str = "127.0.0.1:0"
+    http_address: str | None = None
+    api_keys: Sequence[str] = ()
     slots: int = 8
     journal_dir: pathlib.Path | None = None
     grace_s: float = 10.0
     faster_than_real_time: bool = False
     session: SessionSettings = SessionSettings()
 
+    def __post_init__(self) -> None:
+        if self.http_address is not None:
+            check_address(self.http()[0], self.api_keys)
+
+    def http(self) -> tuple[str, int]:
+        """Host and port of the web door."""
+        host, _, port = (self.http_address or "").rpartition(":")
+        return host.strip("[]"), int(port)
+
 
 class Server:
-    """Everything that serves one model; must be made and used inside a running event loop."""
+    """Everything that serves one model; must be made and used inside a running event loop.
+
+    Attributes:
+      engine, sessions, door, web: its parts; `door` is gRPC's.
+    """
 
     def __init__(self, bundle: ModelBundle, settings: ServerSettings) -> None:
         """Makes a server that is not started."""
@@ -47,28 +67,33 @@ class Server:
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=settings.faster_than_real_time)
         self.sessions = Sessions(self.engine, settings.session, settings.journal_dir)
         self.door = GrpcDoor(self.sessions)
+        self.web = WebDoor(self.sessions, settings.api_keys)
 
     async def start(self) -> int:
-        """Compiles, then opens the port and returns it.
+        """Compiles, then opens the ports and returns gRPC's.
 
         Raises:
-          ValueError: the address cannot be listened on.
+          ValueError: an address cannot be listened on, or is open to others and asks for no key.
         """
         # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
         threadpoolctl.threadpool_limits(1, user_api="blas")
         await asyncio.to_thread(self.engine.start)
         gc.collect()
         gc.freeze()  # the weights and programs stay; collections after this look at the sessions only
+        if self._settings.http_address is not None:
+            await self.web.open(*self._settings.http())
         return await self.door.open(self._settings.address)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Drains, then ends the engine."""
+        self.web.drain()
         await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
+        await self.web.close()
         await asyncio.to_thread(self.engine.stop)
 
 
-async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. `ready` is called with the port once it is open.
+async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int, int], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains. `ready` is called with gRPC's and the web door's port once open.
 
     Raises:
       EngineDiedError: the model cannot be stepped any more.
@@ -78,7 +103,7 @@ async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[
         loop.add_signal_handler(number, told_to_stop.set)
     server = Server(bundle, settings)
     try:
-        ready(await server.start())
+        ready(await server.start(), server.web.port)
         died = asyncio.wrap_future(server.engine.died)
         died.add_done_callback(lambda _: told_to_stop.set())
         await told_to_stop.wait()

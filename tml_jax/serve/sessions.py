@@ -93,7 +93,7 @@ class Session:
         self._said: collections.deque[Said] = collections.deque(maxlen=4096)
         self._step_ms: list[float] = []
         self._misses = self._silence_ms = self._quiet = 0
-        self._turn = -1
+        self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
         self._closed_at: int | None = None
         self._over = False
         self._error: Exception | None = None
@@ -173,10 +173,33 @@ class Session:
         """Tokens of text that may wait, as many as are read in `max_text_ms`."""
         return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
 
-    async def close_input(self) -> None:
-        """No more will come: silence follows until the model has nothing more to say."""
+    def push_context(self, text: str, *, to_say: bool) -> None:
+        """What the client's own background model found, for the model `to_say`, or else further instructions.
+
+        Raises BadInputError for what cannot be taken, also where the model has too much to read already.
+        """
+        text = intake.check_text(text)
+        self._check_open("text")
+        if self._inbox.waiting_text + 1 + len(self._tokenizer.encode(" " + text)) > self._max_text:
+            seconds = f"{self._settings.max_text_ms / 1000:g}"
+            raise intake.BadInputError(
+                f"The model would have more than {seconds} s of text to read: send less, or later."
+            )
+        if to_say:
+            self._answer(text)
+            self._report(TaskEvent(-1, "finished", text))
+        else:
+            self._put_text("instructions", self._control.instructions, text)
+
+    def begin(self) -> None:
+        """Time goes on from now on, whether sound comes or not."""
+        self._pacer.begin(time.monotonic())
+
+    async def close_input(self, longest_linger_ms: int | None = None) -> None:
+        """No more will come: silence follows until the model has nothing more to say, or for so long."""
         if self._closed_at is not None:
             return
+        self._longest_linger_ms = longest_linger_ms or self._longest_linger_ms
         async with self._busy:
             if self._pacer.begun and self.config.sends_audio:
                 await self._work(self._assembler.push, self._sound.flush())
@@ -343,7 +366,7 @@ class Session:
                     self._said.append(Said(self._now(), "user", event.text))
                 case events.Words():
                     self._said.append(Said(self._now(), "model", event.text))
-        if delegates:
+        if delegates and self.config.background:
             self._actor.delegate(ContextPackage(self._now(), tuple(self._said)))
 
     def _count(self, event: events.Turn) -> None:
@@ -361,7 +384,7 @@ class Session:
             return False
         since_close = (self._turn + 1 - self._closed_at) * self._spec.micro_turn_ms
         settled = self._quiet * self._spec.micro_turn_ms >= self._settings.linger_ms and not self._actor.pending
-        return settled or since_close >= self._settings.longest_linger_ms
+        return settled or since_close >= self._longest_linger_ms
 
     def _now(self) -> float:
         return (self._turn + 1) * self._spec.micro_turn_s

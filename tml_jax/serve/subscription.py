@@ -35,6 +35,11 @@ class Subscription:
         """How much of the session waits to be read."""
         return self._turns * self._micro_turn_ms
 
+    @property
+    def waiting(self) -> int:
+        """Events that were told and not read yet."""
+        return len(self._waiting)
+
     def put(self, event: events.Event) -> None:
         """Tells one event; nothing where the subscription is over."""
         if self.over.is_set():

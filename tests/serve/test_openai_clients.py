@@ -1,0 +1,106 @@
+"""OpenAI's own client, unmodified, talks with the shipped model: speech in, sound and transcripts out."""
+
+import asyncio
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from tests.serve.conftest import start_web
+from tml_jax.data.speech_bank import Clip, SpeechBank
+from tml_jax.serve.bundle import load_bundle
+from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.server import ServerSettings
+
+pytestmark = pytest.mark.clients
+GATE = 0.0018  # of full scale, root mean square: where LiveKit's client begins to take sound for speech
+RATE = 16_000
+
+
+@dataclasses.dataclass
+class Heard:
+    """What one client was told; `sound` is int16."""
+
+    user: str = ""
+    model: str = ""
+    sound: list[np.ndarray] = dataclasses.field(default_factory=list)
+    kinds: list[str] = dataclasses.field(default_factory=list)
+    usage_s: float = 0.0
+    reason: str = ""
+
+
+async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
+    """Speaks at real-time pace, works out what it is asked to, hangs up politely."""
+    client, heard = openai.AsyncOpenAI(api_key="any", base_url=base_url), Heard()
+    async with asyncio.timeout(60), client.live.connect() as connection:
+        audio: Any = {"format": dataclasses.asdict(form)}
+        await connection.session.start(session={"model": "gpt-live-1", "audio": audio})
+
+        async def speak() -> None:
+            encoder, loop = AudioEncoder(form, RATE), asyncio.get_running_loop()
+            start = loop.time()
+            for number, frame in enumerate(np.split(speech, len(speech) // (RATE // 10))):
+                await asyncio.sleep(start + number / 10 - loop.time())
+                await connection.session.input_audio.append(audio=base64.b64encode(encoder.push(frame)).decode())
+            await connection.session.close()
+
+        speaking = None
+        async for event in connection:
+            heard.kinds.append(event.type)
+            match event.type:
+                case "session.started":
+                    speaking = asyncio.create_task(speak())
+                case "session.output_audio.delta":
+                    heard.sound.append(np.frombuffer(form.decode(event.delta), "<i2"))
+                case "session.input_transcript.delta":
+                    heard.user += event.delta
+                case "session.output_transcript.delta":
+                    heard.model += event.delta
+                case "session.delegation.created":
+                    assert event.delegation.target == "client"
+                    name = event.delegation.id
+                    await connection.session.commentary.append(content="sixty three", delegation_id=name)
+                case "session.closed":
+                    heard.usage_s, heard.reason = event.usage.seconds, event.reason
+        assert speaking is not None and speaking.exception() is None
+    return heard
+
+
+def test_openais_client_holds_a_spoken_conversation() -> None:
+    bank = SpeechBank.load("checkpoints/speech_bank")
+
+    def clip(text: str) -> Clip:
+        return bank.select(split="heldout", voice="kokoro/bm_george", text=text)[0]
+
+    def silence(seconds: float) -> np.ndarray:
+        return np.zeros(round(seconds * RATE), np.float32)
+
+    command, question = (bank.audio(clip(text)) for text in ("repeat six four please", "what is nine times seven"))
+    speech = np.concatenate([silence(1.0), command, silence(2.5), question, silence(4.0)])
+    speech = np.concatenate([speech, silence((-len(speech) % (RATE // 10)) / RATE)])
+    formats = (AudioFormat("audio/pcm", 24_000), AudioFormat("audio/pcmu", 8000))
+
+    async def scenario() -> list[Heard]:
+        settings = ServerSettings(slots=2, http_address="127.0.0.1:0")
+        async with start_web(load_bundle("checkpoints/inkling_tiny"), settings) as server:
+            return await asyncio.gather(*(talk(server.base_url, form, speech) for form in formats))
+
+    for form, heard in zip(formats, asyncio.run(scenario()), strict=True):
+        print(form, heard.user, "|", heard.model, heard.usage_s)
+        assert heard.kinds[0] == "session.started"
+        assert heard.kinds[-1] == "session.closed"
+        assert "error" not in heard.kinds
+        assert heard.reason == "close_requested"
+        assert "repeat six four please" in heard.user
+        assert "nine times seven" in heard.user
+        assert "six four" in heard.model
+        assert "sixty three" in heard.model
+        sound = np.concatenate(heard.sound)
+        assert len(sound) == pytest.approx(heard.usage_s * form.rate), "there is sound for all of the session"
+        assert heard.usage_s >= len(speech) / RATE
+        level = np.sqrt(np.mean((sound.reshape(-1, form.rate // 10) / 32768) ** 2, axis=1))
+        assert not level[: round(10 * (1.0 + len(command) / RATE))].any(), "exact zeros until the user has spoken"
+        assert (level > GATE).sum() >= 10
