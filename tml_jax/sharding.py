@@ -189,15 +189,18 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 def whole(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     """A weight gathered over `embed`, for the arithmetic; its gradient is added up and cut at once (reduce-scatter).
 
-    It is cut by `fsdp` first: parts as small as both axes make are no whole tiles of a TPU, which would rather add up
-    all of the gradient everywhere.
+    Both go by `fsdp` alone in between: parts as small as both axes make are no whole tiles of a TPU, which would rather
+    add up all of them everywhere.
     """
-    return constrain(x, [None if axis == "embed" else axis for axis in axes])
+    return constrain(_by_fsdp(x, axes), [None if axis == "embed" else axis for axis in axes])
+
+
+def _by_fsdp(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    return constrain(x, ["embed_by_fsdp" if axis == "embed" else axis for axis in axes])
 
 
 def _cut_gradient(axes: Sequence[str | None], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    first = constrain(gradient, ["embed_by_fsdp" if axis == "embed" else axis for axis in axes])
-    return (constrain(first, axes),)
+    return (constrain(_by_fsdp(gradient, axes), axes),)
 
 
 whole.defvjp(lambda x, axes: (whole(x, axes), None), _cut_gradient)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from launch import cli, serve
 from tests.serve.fakes import fake_bundle
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
@@ -38,6 +37,8 @@ def recorded(written: Written) -> Callable[..., Any]:
 
 def main(argv: list[str]) -> None:
     """Runs it."""
+    from launch import serve  # here, for its flags are those of other commands, which other tests read
+
     out, load = argv.pop(1), bundle.load_bundle
 
     def loaded(checkpoint: str, executor: Executor, dtype: str, int8: bool) -> bundle.ModelBundle:
@@ -54,5 +55,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    from launch import cli
+
     sys.argv[1:2], path = [], sys.argv[1]
     cli.run(lambda argv: main([argv[0], path, *argv[1:]]))
