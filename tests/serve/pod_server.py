@@ -35,10 +35,8 @@ def recorded(written: Written) -> Callable[..., Any]:
     return stepped
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], serve: Callable[[list[str]], None]) -> None:
     """Runs it."""
-    from launch import serve  # here, for its flags are those of other commands, which other tests read
-
     out, load = argv.pop(1), bundle.load_bundle
 
     def loaded(checkpoint: str, executor: Executor, dtype: str, int8: bool) -> bundle.ModelBundle:
@@ -49,13 +47,13 @@ def main(argv: list[str]) -> None:
 
     written: Written = {}
     LiveModel.step, bundle.load_bundle = recorded(written), loaded  # type: ignore[method-assign,assignment]
-    serve.main(argv)
+    serve(argv)
     if jax.process_index() == 0:
         np.savez(out, **written)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
-    from launch import cli
+    from launch import cli, serve  # here: its flags have the names of other commands', whose tests import this module
 
     sys.argv[1:2], path = [], sys.argv[1]
-    cli.run(lambda argv: main([argv[0], path, *argv[1:]]))
+    cli.run(lambda argv: main([argv[0], path, *argv[1:]], serve.main))

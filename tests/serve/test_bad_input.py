@@ -222,7 +222,7 @@ def test_an_engine_that_cannot_go_on_ends_the_server(bundle, run, monkeypatch) -
 
     async def scenario() -> tuple:
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(serve(bundle, ServerSettings(slots=2), ready.set_result))
+        serving = asyncio.create_task(serve(bundle, ServerSettings(slots=2), lambda port, _: ready.set_result(port)))
         address = f"127.0.0.1:{await ready}"
         talking = asyncio.create_task(talk(address, client.Script(bursts(9.0, seed=1)), real_time=True))
         await asyncio.sleep(0.5)
