@@ -69,7 +69,8 @@ def test_a_journal_s_pieces_are_whole_words_again(bundle: ModelBundle) -> None:
         events.Turn(7, events.Decision.DELEGATE, 12.5, True, 40, 0.25, 2),
         events.Words(7, " café", 1600, 1800),
         events.HeardWords(7, "日", 1400, 1600),
-        events.Background(7, 1, "failed", "no answer"),
+        events.Background(7, 0, "failed", "no answer"),
+        events.Background(7, None, "finished", "ten"),
         events.Ended(9, 1, 10.5, 20.25, 40),
     ],
 )

@@ -187,7 +187,7 @@ class Session:
             )
         if to_say:
             self._answer(text)
-            self._report(TaskEvent(-1, "finished", text))
+            self._report(TaskEvent(None, "finished", text))
         else:
             self._put_text("instructions", self._control.instructions, text)
 

@@ -84,10 +84,10 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A background task started, finished or failed."""
+    """A background task started, finished or failed; without a `task`, the client's own model has finished."""
 
     turn: int
-    task: int
+    task: int | None
     state: str
     text: str
 

@@ -81,6 +81,6 @@ def to_event(message: Any) -> events.Event:
         case "audio":
             return events.Sound(m.turn, m.start_ms, m.end_ms, from_pcm(m.pcm), m.level)
         case "background":
-            return events.Background(m.turn, m.task, _STATE[m.state], m.text)
+            return events.Background(m.turn, m.task if m.HasField("task") else None, _STATE[m.state], m.text)
         case _:
             return events.Ended(m.turns, m.deadline_misses, m.step_p50_ms, m.step_p99_ms, m.silence_ms)

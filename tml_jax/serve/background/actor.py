@@ -40,9 +40,9 @@ class ContextPackage:
 
 @dataclasses.dataclass(frozen=True)
 class TaskEvent:
-    """A task began or ended: `state` is "started", "finished" or "failed"."""
+    """A task began or ended: `state` is "started", "finished" or "failed". Without a `task`, it was the client's."""
 
-    task: int
+    task: int | None
     state: str
     text: str
 

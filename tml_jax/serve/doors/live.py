@@ -64,7 +64,7 @@ class Telling:
         self._silent = False  # a micro-turn began whose sound was not told
         self._numbers = itertools.count()
         self.turns = 0
-        self.delegations: dict[str, int] = {}  # the newest: id -> the server's own task
+        self.delegations: dict[str, int | None] = {}  # the newest: id -> the server's own task, if it is one
 
     @property
     def now_ms(self) -> int:
@@ -92,7 +92,7 @@ class Telling:
             case events.Sound(samples=samples):
                 self._silent = False
                 yield from self._sound(samples)
-            case events.Background(task=task, state=state, text=text) if task >= 0:
+            case events.Background(task=task, state=state, text=text) if task is not None:
                 yield from self._response(task, state, text)
         if last and self._silent:
             self._silent = False
@@ -102,7 +102,7 @@ class Telling:
         for frame in np.split(samples, self._stream.micro_turn_ms // FRAME_MS):
             yield {"type": "session.output_audio.delta", "delta": live_config.to_base64(self._encoder.push(frame))}
 
-    def _delegation(self, target: str, response: str | None, task: int = -1) -> dict[str, Any]:
+    def _delegation(self, target: str, response: str | None, task: int | None = None) -> dict[str, Any]:
         name = f"delegation_{next(self._numbers)}"
         self.delegations = dict([*self.delegations.items(), (name, task)][-64:])
         delegation = {"id": name, "type": "delegation", "target": target}
