@@ -1,10 +1,6 @@
 """A live step of int8 weights: that of the floats that they stand for, wherever they lie, and none of those is made."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.int8 import Int8Weight, einsum
+from tests import eight
 from tests.model import tiny
 from tml_jax.checkpoint.quantize import quantize
 from tml_jax.checkpoint.weights import flatten, place_params
@@ -72,14 +69,7 @@ print(json.dumps(result))
 
 def test_the_live_step_is_that_of_the_floats_on_one_device_and_on_eight():
     """float32: outputs and the whole state after five micro-turns, to 1e-5 of the largest of each array."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = eight.run(SCRIPT)
     assert found.pop("parts") == [8, 4]  # over fsdp, experts and tensor; a scale has no input axis, which fsdp cuts
     assert max(found.values()) <= 1e-5, found
 

@@ -1,9 +1,6 @@
 """LoRA's gradients on eight devices, fully sharded, experts and tensors cut: those of one device."""
 
-import json
-import os
-import subprocess
-import sys
+from tests import eight
 
 SCRIPT = """
 import json
@@ -44,14 +41,6 @@ print(json.dumps({
 
 
 def test_gradients_on_eight_devices_are_those_of_one():
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the arithmetic is the same; compiling takes half as long
-    }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
+    found = eight.run(SCRIPT)
     assert found["smallest"] > 1e-3 and found["off"] <= 1e-5
     assert found["cut"][0] == 0 and found["cut"][1] > 20

@@ -1,11 +1,8 @@
 """The same numbers on eight devices as on one, for the training step and the live step."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import eight
 
 SCRIPT = """
 import dataclasses, json
@@ -115,15 +112,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found():
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "32",  # threads: a device that is in two collectives at once mustn't take another's
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the arithmetic is the same; compiling takes half as long
-    }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return eight.run(SCRIPT)
 
 
 @pytest.mark.parametrize("mesh", ["eight", "time"])

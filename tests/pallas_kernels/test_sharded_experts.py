@@ -1,9 +1,6 @@
 """Experts cut over eight devices give what one device gives, each way; and which way is chosen."""
 
-import json
 import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +14,7 @@ from pallas_kernels.sharded_experts import bench, exchange
 from pallas_kernels.sharded_experts.api import Placement, routed_experts
 from pallas_kernels.sharded_experts.cost import Exchange, torus
 from pallas_kernels.static.compile import ENVIRONMENT
+from tests import eight
 from tml_jax.perf import hlo
 
 SCRIPT = """
@@ -68,14 +66,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return eight.run(SCRIPT)
 
 
 def test_eight_devices_equal_one(found):
