@@ -47,12 +47,14 @@ class Served:
     async def stop(self, number: signal.Signals) -> int:
         assert self._process is not None
         self._process.send_signal(number)
-        return await self._process.wait()
+        await self._process.communicate()
+        return self._process.returncode or 0
 
-    def make_sure(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self._process is not None:
+    async def make_sure(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
+            await self._process.communicate()
 
 
 @contextlib.asynccontextmanager
@@ -64,7 +66,7 @@ async def two_servers(folder: pathlib.Path) -> AsyncIterator[list[Served]]:
         yield servers
     finally:
         for server in servers:
-            server.make_sure()
+            await server.make_sure()
 
 
 def scripts(round_: int, seconds: float) -> list[client.Script]:
@@ -109,7 +111,7 @@ async def replace(folder: pathlib.Path, times: int, number: signal.Signals, seco
             await holding
             told, holding = await all_at_once(servers, talks, real_time=True)
             while not holding.done() and ended < times:
-                await asyncio.wait((holding,), timeout=rng.uniform(0.5, 2.5))
+                await asyncio.wait((holding,), timeout=rng.uniform(0.1, 2.0))
                 if holding.done():
                     break
                 status = await servers[0].stop(number)
@@ -123,8 +125,8 @@ async def replace(folder: pathlib.Path, times: int, number: signal.Signals, seco
                 assert any(isinstance(event, events.Words) for event in mine)
             turns += sum(isinstance(event, events.Turn) for mine in told for event in mine)
             round_ += 1
-    took = f"{time.monotonic() - began:.0f} s"
-    print(f"{ended} times {number.name}, {SESSIONS} sessions in {round_} rounds, {turns} micro-turns, {took}")
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"{ended} times {number.name}, {SESSIONS} sessions in {round_} rounds, {turns} micro-turns, {took}")
 
 
 @pytest.mark.slow

@@ -230,6 +230,6 @@ def sweep(folder: pathlib.Path, older_than_s: float, since: float) -> None:
     """Removes sessions that no process runs and that nothing came of for so long, at least `since` that time."""
     for one in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError, UnknownSessionError, HeldElsewhereError):
-            touched = max(path.stat().st_mtime for path in one.iterdir())
+            touched = max((path.stat().st_mtime for path in one.iterdir()), default=0.0)
             if time.time() - max(touched, since) > older_than_s:
                 SessionLog.open(one)[0].close(forget=True)

@@ -21,7 +21,15 @@ from tml_jax.serve.doors import live_config
 from tml_jax.serve.doors.audio import AudioEncoder
 from tml_jax.serve.doors.live_config import ProtocolError
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.errors import (
+    BusyError,
+    DrainedError,
+    GoneError,
+    JournalError,
+    LimitError,
+    OverloadedError,
+    TimeLimitError,
+)
 from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import events
@@ -39,6 +47,9 @@ FRAME_MS, USAGE_MS = 100, 15_000
 _FAILURES = {  # error: its code, the code that the socket closes with
     ServerFullError: ("server_full", 1013),
     OverloadedError: ("server_overloaded", 1013),
+    BusyError: ("server_overloaded", 1013),
+    LimitError: ("session_limit", 1008),
+    TimeLimitError: ("session_limit", 1008),
     SlowClientError: ("client_too_slow", 1008),
     JournalError: ("journal_failed", 1011),
     EngineDiedError: ("engine_died", 1011),
