@@ -34,6 +34,9 @@ _HTTP_PORT = flags.DEFINE_integer(
 _API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys for that port, one a line.")
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_SESSION_DIR = cli.out_folder(
+    "session_dir", None, "Folder, shared by servers, from which sessions are resumed after this one; None without it."
+)
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
@@ -57,6 +60,7 @@ def main(argv: list[str]) -> None:
         api_keys=web.read_keys(pathlib.Path(_API_KEY_FILE.value)) if _API_KEY_FILE.value else (),
         slots=_SLOTS.value,
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
+        session_dir=pathlib.Path(_SESSION_DIR.value) if _SESSION_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
         session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
