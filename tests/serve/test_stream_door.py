@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 from tests.serve.conftest import bursts, start_web, talk
 from tml_jax import client
-from tml_jax.serve.doors import stream
+from tml_jax.serve.doors import grpc, stream
 from tml_jax.serve.doors.web import PAGE
 from tml_jax.serve.server import ServerSettings
 from tml_jax.wire import events, messages, protos
@@ -138,14 +138,14 @@ def test_a_full_server_says_so_and_a_client_that_goes_gives_its_slot_back(servin
 
 
 def test_a_client_that_says_nothing_is_sent_away(serving_web, run, monkeypatch) -> None:
-    monkeypatch.setattr(stream, "START_S", 0.2)
+    monkeypatch.setattr(grpc, "FIRST_S", 0.2)
 
     async def scenario() -> tuple[list[events.Event], dict[str, str], int | None]:
         async with serving_web(slots=1) as server, opened(server) as socket:
             return await read(socket)
 
     _, error, code = run(scenario())
-    assert "No config came within 0.2 s" in error["message"]
+    assert "No first message came within 0.2 s" in error["message"]
     assert code == 1008
 
 

@@ -16,12 +16,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 PATH = "/v1/stream"
 PROTOCOL = "tml.interaction.v1"
-START_S = 30.0  # for a client to send its config
 UNREAD_S = 5.0  # for the last message to be read
 _CLOSES = {  # what the socket closes with: nobody should try again at once, or try the same again
     grpc.StatusCode.INVALID_ARGUMENT: 1008,
     grpc.StatusCode.NOT_FOUND: 1008,
-    grpc.StatusCode.PERMISSION_DENIED: 1008,
+    grpc.StatusCode.OUT_OF_RANGE: 1008,
+    grpc.StatusCode.ABORTED: 1008,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 1008,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 1013,
     grpc.StatusCode.UNAVAILABLE: 1012,
 }
@@ -43,15 +44,8 @@ class _Call:
 
     async def requests(self) -> AsyncIterator[bytes]:
         """What the client sends; when it has gone nothing more comes, and `gone` is set."""
-        limit: float | None = START_S
         while True:
-            try:
-                message = await asyncio.wait_for(self._socket.receive(), limit)
-            except TimeoutError:
-                raise _Status(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"No config came within {START_S:g} s of connecting."
-                ) from None
-            limit = None
+            message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 self.gone.set()
                 await asyncio.Event().wait()

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tml_jax.serve.doors import live, stream
+from tml_jax.serve.doors import live, realtime, stream
 from tml_jax.serve.doors.access import TOKEN_S, Access, AccessError, QuotaError
 from tml_jax.serve.doors.address import Safety, check_address, is_loopback
 from tml_jax.serve.doors.grpc import GrpcDoor
@@ -39,9 +39,11 @@ PAGE_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-TOKEN = "token."  # a subprotocol that brings a page's token, since pages cannot send headers
 MAX_MESSAGE_BYTES = 4 << 20  # a longer one closes the socket with 1009
 MAX_CONNECTIONS = 256  # more are told 503
+# What a browser can send with a WebSocket: subprotocols. These bring a key, or a token.
+_KEY, _TOKEN = "openai-insecure-api-key.", "token."
+_SUBPROTOCOLS = (stream.PROTOCOL, "realtime")
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -71,6 +73,7 @@ class WebDoor:
     def __init__(self, sessions: Sessions, rpc: GrpcDoor, access: Access = Access(), safety: Safety = Safety()) -> None:
         """Makes a door that is not open; `rpc` has the conversation of our own protocol."""
         self._sessions, self._rpc, self._access, self._safety = sessions, rpc, access, safety
+        self._watchable: live.Directory = {}
         self._draining = False
         self._here = False
         self._server: _Uvicorn | None = None
@@ -128,6 +131,8 @@ class WebDoor:
     def _routes(self) -> list[BaseRoute]:
         return [
             WebSocketRoute(live.PATH, self._live),
+            WebSocketRoute(live.PATH + "/{id}/attach", self._attach),
+            WebSocketRoute(realtime.PATH, self._realtime),
             WebSocketRoute(stream.PATH, self._stream),
             Route("/v1/tokens", self._token, methods=["POST"]),
             Route("/v1/info", self._info),
@@ -141,27 +146,48 @@ class WebDoor:
     async def _live(self, socket: WebSocket) -> None:
         async with self._entered(socket) as entered:
             if entered:
-                await socket.accept()
-                await live.Conversation(socket, self._sessions, self._refusal).run()
+                await live.LiveConversation(socket, self._sessions, self._refusal, self._watchable).run()
+
+    async def _attach(self, socket: WebSocket) -> None:
+        name = socket.path_params["id"]
+        main = self._watchable.get(name)
+        denied = None if main else _error(404, "session_not_found", f"There is no live session {name[:100]!r} here.")
+        async with self._entered(socket, denied) as entered:
+            if entered and main:
+                await live.Watcher(socket, self._sessions, main).run()
+
+    async def _realtime(self, socket: WebSocket) -> None:
+        denied = None
+        if refused := self._refusal():  # clients of this protocol would connect again at once, had they been let in
+            denied = _error(503, "server_draining", str(refused))
+        elif len(self._sessions) >= self._sessions.engine.num_slots:
+            denied = _error(503, "server_full", "All sessions of this server are taken: try again when one has ended.")
+        elif socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
+            denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
+        async with self._entered(socket, denied) as entered:
+            if entered:
+                model = socket.query_params.get("model") or self._sessions.engine.bundle.name
+                await realtime.RealtimeConversation(socket, self._sessions, self._refusal, model).run()
 
     async def _stream(self, socket: WebSocket) -> None:
         async with self._entered(socket) as entered:
             if entered:
-                known = stream.PROTOCOL in socket.scope.get("subprotocols", ())
-                await socket.accept(stream.PROTOCOL if known else None)
                 await stream.serve(socket, self._rpc.converse)
 
     @contextlib.asynccontextmanager
-    async def _entered(self, socket: WebSocket) -> AsyncIterator[bool]:
-        """Counts a session of whoever comes, or denies it."""
+    async def _entered(self, socket: WebSocket, denied: JSONResponse | None = None) -> AsyncIterator[bool]:
+        """Opens the socket and counts a session of whoever comes, or says why not."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._access.session(self._owner(socket)))
             except _REFUSED as error:
-                await socket.send_denial_response(_denial(error))
-                yield False
-                return
-            yield True
+                denied = _denial(error)
+            if denied:
+                await socket.send_denial_response(denied)
+            else:
+                offered = socket.scope.get("subprotocols", ())
+                await socket.accept(next((name for name in _SUBPROTOCOLS if name in offered), None))
+            yield denied is None
 
     # What a page asks for.
 
@@ -207,10 +233,12 @@ class WebDoor:
             raise AccessError("forbidden", f"This server is not {host!r}: use the name that it listens on.")
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
             raise AccessError("forbidden", f"Pages of {origin} may not use this server.")
+        key = request.headers.get("api-key", "")
         for offered in request.scope.get("subprotocols", ()):
-            if offered.startswith(TOKEN):
-                return self._access.redeem(offered.removeprefix(TOKEN))
-        return self._access.owner(request.headers.get("authorization", ""), request.headers.get("api-key", ""))
+            if offered.startswith(_TOKEN):
+                return self._access.redeem(offered.removeprefix(_TOKEN))
+            key = offered.removeprefix(_KEY) if offered.startswith(_KEY) else key
+        return self._access.owner(request.headers.get("authorization", ""), key)
 
 
 class _Page(StaticFiles):
