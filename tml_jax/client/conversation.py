@@ -271,8 +271,3 @@ async def server_info(channel: grpc.aio.Channel) -> Any:
         return await protos.server_info_method(channel)(protos.GetServerInfoRequest(), timeout=10)
     except grpc.aio.AioRpcError as error:
         raise SessionError(error.code(), f"The server does not answer: {error.details()}") from error
-
-
-def connect(server: str) -> grpc.aio.Channel:
-    """A channel to ``host:port``."""
-    return grpc.aio.insecure_channel(server, options=(("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),))
