@@ -16,10 +16,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.serve.conftest import bursts
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
-from tml_jax.serve.doors import live, live_config
+from tml_jax.serve.doors import conversation, live, live_config, protocol
+from tml_jax.serve.doors.access import Access, read_keys
+from tml_jax.serve.doors.address import Safety
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
-from tml_jax.serve.doors.live_config import ProtocolError
-from tml_jax.serve.doors.web import WebDoor, read_keys
+from tml_jax.serve.doors.grpc import GrpcDoor
+from tml_jax.serve.doors.protocol import ProtocolError
+from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
 from tml_jax.serve.sessions import Sessions
@@ -47,7 +50,7 @@ def test_g711_is_ffmpegs(kind: str, codec: str) -> None:
     read = np.frombuffer(form.decode(base64.b64encode(codes).decode()), "<i2")
     assert np.array_equal(read, frame.to_ndarray().ravel())
     samples = np.arange(-32000, 32000, 7, dtype=np.int16).astype(np.float32) / 32767
-    written = np.frombuffer(form.decode(live_config.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
+    written = np.frombuffer(form.decode(protocol.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
     steps = np.diff(np.unique(read).astype(int))
     assert (np.abs(written - samples * 32767) <= 0.5 + steps.max() / 2).all()
     small = np.abs(samples * 32767) < 60  # where a step is 16 at most
@@ -61,7 +64,7 @@ def test_sound_in_pieces_is_the_whole_a_little_later_and_silence_is_zero(rate: i
     encoder = AudioEncoder(form, 16_000)
     sound = (0.2 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
     sent = np.concatenate([sound, np.zeros(6400, np.float32)])
-    pieces = [form.decode(live_config.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
+    pieces = [form.decode(protocol.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
     assert {len(piece) for piece in pieces} == {rate // 10 * 2}, "each frame is as long as what went in"
     heard = from_pcm(b"".join(pieces))
     delay = 0 if rate == 16_000 else round(intake.DELAY_S * 16_000)
@@ -94,9 +97,9 @@ def turn(number: int, decision: events.Decision = events.Decision.LISTEN) -> eve
     return events.Turn(number, decision, 1.0, False, 0, 0.0, 0)
 
 
-def teller(**session: object) -> live.Telling:
+def teller(**session: object) -> live.LiveTelling:
     config = live_config.read_config({"type": "session.start", "session": {"model": "m"} | session})
-    return live.Telling(config, STREAM)
+    return live.LiveTelling(config, STREAM)
 
 
 def test_every_micro_turn_sounds_at_once_and_only_once() -> None:
@@ -252,7 +255,7 @@ HOSTILE = [
     ('{"type": "response.create"}', "invalid_event"),
     ('{"type": "decision.create"}', "unsupported_event"),
     ('{"type": "session.output_audio.fixture.play", "audio": ""}', "unsupported_event"),
-    (json.dumps({"type": "session.close", "event_id": "a" * (live.MAX_EVENT + 1)}), "event_too_large"),
+    (json.dumps({"type": "session.close", "event_id": "a" * (conversation.MAX_EVENT + 1)}), "event_too_large"),
 ]
 
 
@@ -359,12 +362,16 @@ def test_who_may_enter(bundle, run) -> None:
             return refused.response.status_code
 
     async def scenario() -> list[int | None]:
-        door = WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None), ("other", "s3cret"))
+        sessions = Sessions(Engine(bundle, 1), SessionSettings(), None)
+        rpc, access = GrpcDoor(sessions), Access(("other", "s3cret"))
+        door = WebDoor(sessions, rpc, access)
         with pytest.raises(ValueError, match="give --api_key_file"):
-            await WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None)).open("0.0.0.0", 0)
+            await WebDoor(sessions, rpc).open("0.0.0.0", 0)
+        with pytest.raises(ValueError, match="give --tls_cert and --tls_key"):
+            await WebDoor(sessions, rpc, access, Safety(keys=True)).open("0.0.0.0", 0)
         port = await door.open("127.0.0.1", 0)
         with pytest.raises(ValueError, match="cannot listen on"):
-            await WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None)).open("127.0.0.1", port)
+            await WebDoor(sessions, rpc).open("127.0.0.1", port)
         statuses = [
             await status(door),
             await status(door, Authorization="Bearer wrong"),
@@ -380,10 +387,14 @@ def test_who_may_enter(bundle, run) -> None:
     assert run(scenario()) == [401, 401, None, None, 403, None, 403]
 
 
-def test_an_open_address_without_keys_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0"):
-        ServerSettings(http_address="0.0.0.0:8080")
-    assert ServerSettings(http_address="[::]:8080", api_keys=["k"]).http() == ("::", 8080)
+@pytest.mark.parametrize("door", ["address", "http_address"])
+def test_an_open_address_is_refused_unless_it_is_guarded_before_anything_is_loaded(door: str) -> None:
+    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0, so the server needs API keys"):
+        ServerSettings(**{door: "0.0.0.0:8080"})
+    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0, so the server needs TLS"):
+        ServerSettings(**{door: "0.0.0.0:8080"}, api_keys=["k"])
+    settings = ServerSettings(http_address="[::]:8080", api_keys=["k"], behind_proxy=True)
+    assert settings.http() == ("::", 8080)
 
 
 def test_a_file_of_keys(tmp_path) -> None:

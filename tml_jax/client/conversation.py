@@ -5,7 +5,7 @@ import dataclasses
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import grpc
 import numpy as np
@@ -273,18 +273,3 @@ async def server_info(channel: grpc.aio.Channel | ResumingChannel) -> Any:
         return await protos.server_info_method(one)(protos.GetServerInfoRequest(), timeout=10)
     except grpc.aio.AioRpcError as error:
         raise SessionError(error.code(), f"The server does not answer: {error.details()}") from error
-
-
-@overload
-def connect(server: str, *others: str, resume: Literal[True], **limits: Any) -> ResumingChannel: ...
-@overload
-def connect(server: str, *, resume: Literal[False] = False) -> grpc.aio.Channel: ...
-def connect(server: str, *others: str, resume: bool = False, **limits: Any) -> grpc.aio.Channel | ResumingChannel:
-    """A channel to ``host:port``.
-
-    With `resume` conversations over it outlive its connections and the server: they are resumed there or at one of
-    `others`, which share its sessions. `limits`: see `ResumingChannel`.
-    """
-    if resume:
-        return ResumingChannel((server, *others), **limits)
-    return grpc.aio.insecure_channel(server, options=(("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),))

@@ -7,11 +7,12 @@ import random
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import grpc
 from absl import logging
 
+from tml_jax.client.address import Address, open_channel
 from tml_jax.wire import protos
 
 ACKNOWLEDGE_EVERY = 5  # micro-turns
@@ -24,22 +25,21 @@ _TRANSPORT = ("Internal error from Core", "RST_STREAM", "GOAWAY", "Stream remove
 class ResumingChannel:
     """One or several servers that share their sessions, for calls that can be resumed; an async context manager."""
 
-    def __init__(self, servers: Sequence[str], within_s: float = 60.0, most_bytes: int = 16 << 20) -> None:
+    def __init__(self, servers: Sequence[str | Address], within_s: float = 60.0, most_bytes: int = 16 << 20) -> None:
         """Makes the channels.
 
         Args:
-          servers: ``host:port`` of each; they are tried in turn.
+          servers: where each is; they are tried in turn.
           within_s: for how long a call tries to be resumed before it fails.
           most_bytes: of input that no server is known to have; while there is more, `write` waits.
         """
         options = (
-            ("grpc.max_receive_message_length", protos.MAX_MESSAGE_BYTES),
             # It is this class that waits and tries again.
             ("grpc.initial_reconnect_backoff_ms", 50),
             ("grpc.min_reconnect_backoff_ms", 50),
             ("grpc.max_reconnect_backoff_ms", 500),
         )
-        self._channels = [grpc.aio.insecure_channel(server, options=options) for server in servers]
+        self._channels = [open_channel(server, options) for server in servers]
         self._within_s, self._most_bytes = within_s, most_bytes
         self._first = 0
 
@@ -216,29 +216,46 @@ class ResumingCall:
 
     def _known(self, received: Any) -> None:
         """A server has this for good: it need not be kept here."""
-        while self._unknown and _within(self._unknown[0], received, self._frame_bytes):
+        while self._unknown and self._is_known(self._unknown[0], received):
             self._bytes -= self._unknown.popleft().ByteSize()
             self._next = max(0, self._next - 1)
         self._room.set()
+
+    def _is_known(self, request: Any, received: Any) -> bool:
+        """Whether all of it is in what was received; of what has no number, whether it was sent."""
+        match request.WhichOneof("payload"):
+            case "audio":
+                end = request.audio.offset + len(request.audio.pcm) // self._frame_bytes
+                return end <= received.sound
+            case "frame":
+                return request.frame.offset < received.frames
+            case "text":
+                return request.text.offset < received.texts
+            case "close":
+                return received.closed
+            case _:
+                return self._next > 0
 
 
 def _received(sequence: int) -> Any:
     return protos.ConverseRequest(received=protos.Received(sequence=sequence))
 
 
-def _within(request: Any, received: Any, frame_bytes: int) -> bool:
-    """Whether all of it is in what was received."""
-    match request.WhichOneof("payload"):
-        case "audio":
-            return request.audio.offset + len(request.audio.pcm) // frame_bytes <= received.sound
-        case "frame":
-            return request.frame.offset < received.frames
-        case "text":
-            return request.text.offset < received.texts
-        case _:
-            return received.closed
-
-
 def _passes(error: grpc.aio.AioRpcError) -> bool:
     details = error.details() or ""
     return error.code() in _PASSES or any(words in details for words in _TRANSPORT)
+
+
+@overload
+def connect(server: str | Address, *others: str | Address, resume: Literal[True], **limits: Any) -> ResumingChannel: ...
+@overload
+def connect(server: str | Address, *, resume: Literal[False] = False) -> grpc.aio.Channel: ...
+def connect(
+    server: str | Address, *others: str | Address, resume: bool = False, **limits: Any
+) -> grpc.aio.Channel | ResumingChannel:
+    """A channel to ``host:port``, or to an `Address` that asks for a key or has TLS.
+
+    With `resume` conversations over it outlive its connections and the server: they are resumed there or at one of
+    `others`, which share its sessions. `limits`: see `ResumingChannel`.
+    """
+    return ResumingChannel((server, *others), **limits) if resume else open_channel(server)
