@@ -23,6 +23,7 @@ from tml_jax.serve.session_log import SessionLog, sweep, unpack
 from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import events, protos
 
+RATES = (16_000, 16_000, 44_100, 48_000)
 TEXTS = ((0.7, "seven please"), (2.1, "nine"))
 
 
@@ -199,6 +200,34 @@ def test_a_server_that_dies_again_and_again_loses_nothing(engine, run, tmp_path:
     assert kept(told) == kept(whole)
     assert resumed >= 2
     assert not list(tmp_path.iterdir()), "nothing is kept of a session that is over"
+
+
+@pytest.mark.slow
+def test_four_sessions_through_fifty_deaths(engine, run, tmp_path: pathlib.Path) -> None:
+    talks = [client.Script(bursts(40.0, seed, rate), tail_s=0.6, seed=seed) for seed, rate in enumerate(RATES)]
+
+    async def scenario() -> tuple:
+        whole = [await uninterrupted(engine, talk) for talk in talks]
+        way, deaths = Breakable(), 0
+        async with way.listening() as there, client.connect(there, resume=True) as channel:
+            holdings = [Holding(channel, talk) for talk in talks]
+            rng = np.random.default_rng(0)
+            while not all(holding.task.done() for holding in holdings):
+                async with OneServer(engine, tmp_path) as server:
+                    way.target = server.address
+                    one = next(holding for holding in holdings if not holding.task.done())
+                    await one.until(len(one.told) + rng.integers(1, 12) if deaths < 50 else 10_000)
+                    if deaths < 50:
+                        await server.die()
+                        deaths += 1
+                    else:
+                        await asyncio.gather(*(holding.task for holding in holdings))
+                    way.cut()
+            return whole, [await holding.all() for holding in holdings], deaths
+
+    whole, told, deaths = run(scenario())
+    assert deaths == 50
+    assert [kept(one) for one in told] == [kept(one) for one in whole]
 
 
 def test_a_server_that_goes_leaves_its_sessions_to_another(engine, run, tmp_path: pathlib.Path) -> None:
