@@ -18,7 +18,15 @@ from tml_jax.serve.doors.audio import AudioFormat
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.telling import Telling
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.errors import (
+    BusyError,
+    DrainedError,
+    GoneError,
+    JournalError,
+    LimitError,
+    OverloadedError,
+    TimeLimitError,
+)
 from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import events
@@ -30,6 +38,9 @@ MAX_HEARD_S = 60  # sound that waits because it came faster than time goes
 FAILURES = {  # error: its code, the code that the socket closes with
     ServerFullError: ("server_full", 1013),
     OverloadedError: ("server_overloaded", 1013),
+    BusyError: ("server_overloaded", 1013),
+    LimitError: ("session_limit", 1008),
+    TimeLimitError: ("session_limit", 1008),
     SlowClientError: ("client_too_slow", 1008),
     JournalError: ("journal_failed", 1011),
     EngineDiedError: ("engine_died", 1011),
