@@ -69,7 +69,8 @@ async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
     return heard
 
 
-def test_openais_client_holds_a_spoken_conversation() -> None:
+def sentences(tail_s: float = 4.0) -> np.ndarray:
+    """A command and a question, float32 at 16 kHz, with silence around them."""
     bank = SpeechBank.load("checkpoints/speech_bank")
 
     def clip(text: str) -> Clip:
@@ -79,8 +80,12 @@ def test_openais_client_holds_a_spoken_conversation() -> None:
         return np.zeros(round(seconds * RATE), np.float32)
 
     command, question = (bank.audio(clip(text)) for text in ("repeat six four please", "what is nine times seven"))
-    speech = np.concatenate([silence(1.0), command, silence(2.5), question, silence(4.0)])
-    speech = np.concatenate([speech, silence((-len(speech) % (RATE // 10)) / RATE)])
+    speech = np.concatenate([silence(1.0), command, silence(2.5), question, silence(tail_s)])
+    return np.concatenate([speech, silence((-len(speech) % (RATE // 10)) / RATE)])
+
+
+def test_openais_client_holds_a_spoken_conversation() -> None:
+    speech = sentences()
     formats = (AudioFormat("audio/pcm", 24_000), AudioFormat("audio/pcmu", 8000))
 
     async def scenario() -> list[Heard]:
@@ -102,5 +107,5 @@ def test_openais_client_holds_a_spoken_conversation() -> None:
         assert len(sound) == pytest.approx(heard.usage_s * form.rate), "there is sound for all of the session"
         assert heard.usage_s >= len(speech) / RATE
         level = np.sqrt(np.mean((sound.reshape(-1, form.rate // 10) / 32768) ** 2, axis=1))
-        assert not level[: round(10 * (1.0 + len(command) / RATE))].any(), "exact zeros until the user has spoken"
+        assert not level[:20].any(), "exact zeros until the user has spoken"
         assert (level > GATE).sum() >= 10

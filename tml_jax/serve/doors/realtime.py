@@ -202,8 +202,9 @@ class RealtimeConversation(conversation.Conversation):
         """What the client has added last is for the model to answer, or to say."""
         asked = realtime_config.read_response(event, self._config)
         self._telling.check_free()
-        if instructions := asked.get("instructions"):
-            self.session.push_context(instructions, to_say=False)
+        told = self._config.resource["instructions"]  # which some clients send once more
+        if instructions := (asked.get("instructions") or "").removeprefix(told).strip():
+            self.session.push_context(instructions, to_say=True)
         pending = self._items.take_pending()
         for at, item in enumerate(pending):
             if item.resource["type"] == "function_call_output":

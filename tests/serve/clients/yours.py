@@ -1,0 +1,55 @@
+"""Microphone and speaker of the samples, in a test: a wav is spoken as time goes, what is played is written down."""
+
+import asyncio
+import json
+import os
+import time
+import wave
+from collections.abc import AsyncIterator
+
+FRAME_S, TAIL_S = 0.02, 5.0
+
+
+def _speech() -> tuple[bytes, int]:
+    if not os.environ.get("SPEECH"):
+        return b"", 24_000
+    with wave.open(os.environ["SPEECH"]) as file:
+        return file.readframes(file.getnframes()), file.getframerate()
+
+
+async def microphone() -> AsyncIterator[bytes]:
+    """PCM16, mono, 24 kHz, as time goes; ends a while after the last word."""
+    pcm, rate = _speech()
+    size = round(rate * FRAME_S) * 2
+    pcm += bytes(round(rate * TAIL_S) * 2)
+    start = time.monotonic()
+    for number, at in enumerate(range(0, len(pcm) - size, size)):
+        await asyncio.sleep(max(0.0, start + number * FRAME_S - time.monotonic()))
+        yield pcm[at : at + size]
+
+
+class Heard:
+    """What was played and told; `save` writes it for the test."""
+
+    def __init__(self) -> None:
+        self.sound, self.lines = bytearray(), []
+
+    def save(self) -> None:
+        with open(os.environ["HEARD"] + ".pcm", "wb") as file:
+            file.write(self.sound)
+        with open(os.environ["HEARD"], "w") as file:
+            json.dump(self.lines, file)
+
+
+heard = Heard()
+
+
+def play(pcm: bytes) -> None:
+    """Plays PCM16, mono, 24 kHz."""
+    heard.sound += pcm
+
+
+def show(*words: object) -> None:
+    """Shows a line."""
+    heard.lines.append([str(word) for word in words])
+    heard.save()
