@@ -430,9 +430,8 @@ def test_a_session_is_watched_and_steered(serving_web, run) -> None:
             async with client.live.sideband.connect(session_id=session["id"]) as watcher:
                 started = await watcher.recv()
                 assert (started.type, started.session.id) == ("session.started", session["id"])
-                await send(
-                    socket, {"type": "session.input_audio.append", "audio": base64.b64encode(bytes(800)).decode()}
-                )
+                quiet = base64.b64encode(b"\xff" * 800).decode()
+                await send(socket, {"type": "session.input_audio.append", "audio": quiet})
                 await watcher.session.commentary.append(content="seven", delegation_id=None)
                 await watcher.send({"type": "session.input_audio.append", "audio": "AAAA"})
                 async for event in watcher:

@@ -69,7 +69,7 @@ async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
     return heard
 
 
-def sentences(tail_s: float = 4.0) -> np.ndarray:
+def sentences(gap_s: float = 2.5, tail_s: float = 4.0) -> np.ndarray:
     """A command and a question, float32 at 16 kHz, with silence around them."""
     bank = SpeechBank.load("checkpoints/speech_bank")
 
@@ -80,7 +80,7 @@ def sentences(tail_s: float = 4.0) -> np.ndarray:
         return np.zeros(round(seconds * RATE), np.float32)
 
     command, question = (bank.audio(clip(text)) for text in ("repeat six four please", "what is nine times seven"))
-    speech = np.concatenate([silence(1.0), command, silence(2.5), question, silence(tail_s)])
+    speech = np.concatenate([silence(1.0), command, silence(gap_s), question, silence(tail_s)])
     return np.concatenate([speech, silence((-len(speech) % (RATE // 10)) / RATE)])
 
 

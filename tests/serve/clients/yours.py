@@ -7,7 +7,7 @@ import time
 import wave
 from collections.abc import AsyncIterator
 
-FRAME_S, TAIL_S = 0.02, 5.0
+FRAME_S, TAIL_S = 0.02, 10.0
 
 
 def _speech() -> tuple[bytes, int]:
