@@ -15,6 +15,8 @@ from tests.serve.conftest import start_web
 from tests.serve.test_openai_clients import GATE, sentences
 from tml_jax.serve.bundle import ModelBundle, load_bundle
 from tml_jax.serve.config import SessionConfig, SessionSettings
+from tml_jax.serve.doors.access import Access
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
@@ -106,7 +108,7 @@ def test_clients_that_are_refused_do_not_come_back_for_ever(bundle: ModelBundle)
         doors, asked = {}, {}
         for name in ("full", "draining", "locked"):
             sessions = Sessions(Engine(bundle, 1), SessionSettings(), None)
-            door = WebDoor(sessions, ["s3cret"] if name == "locked" else ())
+            door = WebDoor(sessions, GrpcDoor(sessions), Access(["s3cret"] if name == "locked" else ()))
             doors[name], asked[name] = door, collections.Counter[str]()
             if name == "full":
                 sessions.open(SessionConfig())
@@ -114,11 +116,11 @@ def test_clients_that_are_refused_do_not_come_back_for_ever(bundle: ModelBundle)
             if name == "draining":
                 door.drain()
 
-            def counting(socket, denied=None, counter=asked[name], accept=door._accept):
+            def counting(socket, denied=None, counter=asked[name], entered=door._entered):
                 counter[socket.url.path] += 1
-                return accept(socket, denied)
+                return entered(socket, denied)
 
-            door._accept = counting  # type: ignore[method-assign]
+            door._entered = counting  # type: ignore[method-assign]
         urls = [f"http://127.0.0.1:{door.port}/v1" for door in doors.values()]
         process = await start(FOREIGN, str(HERE / "refused.py"), str(seconds), *urls)
         assert await asyncio.wait_for(process.wait(), seconds + 60) == 0

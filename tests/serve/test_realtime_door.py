@@ -22,7 +22,9 @@ from tests.serve.test_live_door import base64_of
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors import conversation, realtime_config
+from tml_jax.serve.doors.access import Access
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.realtime_items import Items
 from tml_jax.serve.doors.realtime_telling import RealtimeTelling
@@ -549,7 +551,8 @@ def test_the_key_of_a_browser_is_a_subprotocol(bundle, run) -> None:
         return [Subprotocol("realtime"), Subprotocol(f"openai-insecure-api-key.{key}")]
 
     async def scenario() -> tuple[str | None, int]:
-        door = WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None), ["s3cret"])
+        sessions = Sessions(Engine(bundle, 1), SessionSettings(), None)
+        door = WebDoor(sessions, GrpcDoor(sessions), Access(["s3cret"]))
         url = f"ws://127.0.0.1:{await door.open('127.0.0.1', 0)}/v1/realtime"
         async with connect(url, subprotocols=protocols("s3cret")) as socket:
             chosen = socket.subprotocol

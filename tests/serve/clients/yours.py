@@ -32,7 +32,8 @@ class Heard:
     """What was played and told; `save` writes it for the test."""
 
     def __init__(self) -> None:
-        self.sound, self.lines = bytearray(), []
+        self.sound = bytearray()
+        self.lines: list[list[str]] = []
 
     def save(self) -> None:
         with open(os.environ["HEARD"] + ".pcm", "wb") as file:

@@ -78,10 +78,10 @@ class BackgroundActor:
         """Tasks under way."""
         return len(self._tasks)
 
-    def delegate(self, context: ContextPackage) -> int:
-        """Starts a task and returns its number."""
-        number = self._count
-        self._count += 1
+    def delegate(self, context: ContextPackage, number: int | None = None) -> int:
+        """Starts a task and returns its number: the next, or that of one that another process has left undone."""
+        number = self._count if number is None else number
+        self._count = max(self._count, number + 1)
         self._report(TaskEvent(number, "started", context.question()))
         task = asyncio.create_task(self._run(number, context))
         self._tasks.add(task)
