@@ -356,6 +356,10 @@ HOSTILE = [
     ('{"type": "conversation.item.create", "item": {"type": "dance"}}', "unsupported_parameter"),
     (json.dumps(typed("x", "judge")), "invalid_value"),
     (json.dumps(typed("x" * 5000)), "string_above_max_length"),
+    (
+        json.dumps(typed("", type="function_call_output", call_id="c", output="x" * 5000)),
+        "string_above_max_length",
+    ),
     (json.dumps(typed("x") | {"previous_item_id": "nowhere"}), "item_not_found"),
     (
         json.dumps(

@@ -7,7 +7,9 @@ import time
 import wave
 from collections.abc import AsyncIterator
 
-FRAME_S, TAIL_S = 0.02, 10.0
+FRAME_S = 0.02
+LONGEST_S, TAIL_S = 25.0, 2.0  # silence after the last word: until the answer has come, and a while longer
+ANSWER = "sixty three"
 
 
 def _speech() -> tuple[bytes, int]:
@@ -21,11 +23,15 @@ async def microphone() -> AsyncIterator[bytes]:
     """PCM16, mono, 24 kHz, as time goes; ends a while after the last word."""
     pcm, rate = _speech()
     size = round(rate * FRAME_S) * 2
-    pcm += bytes(round(rate * TAIL_S) * 2)
-    start = time.monotonic()
-    for number, at in enumerate(range(0, len(pcm) - size, size)):
-        await asyncio.sleep(max(0.0, start + number * FRAME_S - time.monotonic()))
-        yield pcm[at : at + size]
+    start, last = time.monotonic(), len(pcm) / 2 / rate + LONGEST_S
+    for number in range(round(last / FRAME_S)):
+        now = number * FRAME_S
+        await asyncio.sleep(max(0.0, start + now - time.monotonic()))
+        yield pcm[number * size : (number + 1) * size].ljust(size, b"\0")
+        if heard.answered:
+            last = min(last, now + TAIL_S)
+        if now >= last:
+            return
 
 
 class Heard:
@@ -34,6 +40,11 @@ class Heard:
     def __init__(self) -> None:
         self.sound = bytearray()
         self.lines: list[list[str]] = []
+
+    @property
+    def answered(self) -> bool:
+        """Whether what the model was to find out has been said."""
+        return ANSWER in " ".join(" ".join(text for _, text in self.lines).split())
 
     def save(self) -> None:
         with open(os.environ["HEARD"] + ".pcm", "wb") as file:

@@ -170,12 +170,12 @@ class RealtimeConversation(conversation.Conversation):
 
     async def _create_item(self, event: dict[str, Any]) -> None:
         sent = read_item(event)
+        if (size := sum(map(len, sent.item.strings))) > intake.MAX_TEXT:
+            sentence = f"An item with {size} characters of text is too long: send at most {intake.MAX_TEXT}."
+            raise ProtocolError("string_above_max_length", sentence, "item")
         heard = [self._config.hears.decode(audio) for audio in sent.audio]
         if (heard or sent.pictures) and self._session is None:
             await self._begin()
-        if sent.item.pending and len(sent.item.text) > intake.MAX_TEXT:
-            sentence = f"A text of {len(sent.item.text)} characters is too long: send at most {intake.MAX_TEXT}."
-            raise ProtocolError("string_above_max_length", sentence, "item.content")
         for picture in sent.pictures:
             await self.session.push_frame(*picture)
         for pcm in heard:
