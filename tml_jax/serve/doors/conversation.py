@@ -45,6 +45,9 @@ FAILURES = {  # error: its code, the code that the socket closes with
     JournalError: ("journal_failed", 1011),
     EngineDiedError: ("engine_died", 1011),
     DrainedError: ("server_draining", 1012),
+    BusyError: ("server_busy", 1013),
+    LimitError: ("session_limit_exceeded", 1008),
+    TimeLimitError: ("session_timed_out", 1008),
 }
 
 
