@@ -9,6 +9,7 @@ is dead or stuck, the others end within a minute, with status 75.
 
 import asyncio
 import contextlib
+import dataclasses
 import pathlib
 import sys
 
@@ -18,6 +19,7 @@ from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
 from tml_jax.serve import bundle, config, server
+from tml_jax.serve.background.settings import BackgroundSettings, build, read_settings
 from tml_jax.serve.doors import web
 
 _CHECKPOINT = cli.checkpoint()
@@ -34,6 +36,10 @@ _HTTP_PORT = flags.DEFINE_integer(
 _API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys for that port, one a line.")
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_BACKGROUND = flags.DEFINE_string(
+    "background", None, "File that says which background model, with which tools (docs/background.md)."
+)
+_DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of texts that the background model searches.")
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
@@ -51,6 +57,12 @@ def main(argv: list[str]) -> None:
     del argv
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
+    wanted = BackgroundSettings()
+    if _BACKGROUND.value:
+        wanted = read_settings(pathlib.Path(_BACKGROUND.value))
+    if _DOCUMENTS.value:
+        wanted = dataclasses.replace(wanted, documents=_DOCUMENTS.value)
+    session = config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value, mind=build(wanted))
     settings = server.ServerSettings(
         address=f"{_HOST.value}:{_PORT.value}",
         http_address=None if _HTTP_PORT.value is None else f"{_HOST.value}:{_HTTP_PORT.value}",
@@ -59,7 +71,7 @@ def main(argv: list[str]) -> None:
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
-        session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
+        session=session,
     )
     lockstep = Lockstep() if cli.join_pod(_POD) else None
     with lockstep or contextlib.nullcontext():

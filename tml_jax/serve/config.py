@@ -1,10 +1,9 @@
 """What a session sends and wants, and how a server treats its sessions."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from tml_jax.serve import intake
-from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
+from tml_jax.serve.background.mind import Mind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class SessionSettings:
       max_text_ms: of text, how long reading what waits may take; then the client is slowed down.
       max_unsent_ms: output that may wait for a reader; then it is told no more.
       linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
-      tools: of the background model. tool_timeout_s: for each of its tasks.
+      mind: the background model of all sessions.
     """
 
     late_ms: int = 400
@@ -39,5 +38,4 @@ class SessionSettings:
     max_unsent_ms: int = 10_000
     linger_ms: int = 1000
     longest_linger_ms: int = 15_000
-    tools: Sequence[Tool] = DEFAULT_TOOLS
-    tool_timeout_s: float = 5.0
+    mind: Mind = dataclasses.field(default_factory=Mind)

@@ -6,7 +6,6 @@ pool of its own: it must be ready by the next tick, while making sound may take 
 """
 
 import asyncio
-import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -20,7 +19,7 @@ import numpy as np
 
 from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
-from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
+from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.errors import JournalError, OverloadedError
@@ -90,14 +89,13 @@ class Session:
         self._assembler = Assembler(self._spec, config.sends_audio, self._inbox, self._pacer)
         self._outlet = Outlet(self._spec, self._tokenizer)
         self._results: asyncio.Queue[TurnResult | events.Event] = asyncio.Queue()
-        self._said: collections.deque[Said] = collections.deque(maxlen=4096)
         self._step_ms: list[float] = []
         self._misses = self._silence_ms = self._quiet = 0
         self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
         self._closed_at: int | None = None
         self._over = False
         self._error: Exception | None = None
-        self._actor = BackgroundActor(self._answer, self._report, settings.tools, settings.tool_timeout_s)
+        self._actor = BackgroundActor(settings.mind, self._answer, self._report, self._now)
         self._slot = engine.admit(self, config.seed)
         try:
             self._begin()
@@ -119,6 +117,7 @@ class Session:
         )
         if instructions := self.config.instructions.strip():
             self._put_text("instructions", self._control.instructions, instructions)
+            self._actor.instructed(instructions)
         if not self.config.sends_audio:
             self._pacer.begin(time.monotonic())
 
@@ -150,6 +149,7 @@ class Session:
             frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
         async with self._busy:
             self._assembler.push_frame(frame)
+            self._actor.saw(frame)
 
     async def push_text(self, text: str) -> None:
         """Typed text; waits while there is much to read. Raises BadInputError for what cannot be taken."""
@@ -162,7 +162,7 @@ class Session:
             self._room.clear()
             await self._room.wait()
         self._put_text("text", self._control.user, text)
-        self._said.append(Said(self._now(), "user_text", text))
+        self._actor.typed(text)
 
     def _check_open(self, what: str) -> None:
         if self._closed_at is not None:
@@ -185,11 +185,11 @@ class Session:
             raise intake.BadInputError(
                 f"The model would have more than {seconds} s of text to read: send less, or later."
             )
-        if to_say:
-            self._answer(text)
-            self._report(TaskEvent(None, "finished", text))
-        else:
+        if not to_say:
             self._put_text("instructions", self._control.instructions, text)
+            self._actor.instructed(text)
+        elif not self._actor.offer(text):
+            raise intake.BadInputError("Too many results wait to be said already: send fewer, or later.")
 
     def begin(self) -> None:
         """Time goes on from now on, whether sound comes or not."""
@@ -358,16 +358,12 @@ class Session:
         delegates = False
         for event in told:
             journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
-            match event:
-                case events.Turn():
-                    self._count(event)
-                    delegates = event.decision is events.Decision.DELEGATE
-                case events.HeardWords():
-                    self._said.append(Said(self._now(), "user", event.text))
-                case events.Words():
-                    self._said.append(Said(self._now(), "model", event.text))
+            if isinstance(event, events.Turn):
+                self._count(event)
+                delegates = event.decision is events.Decision.DELEGATE
+        self._actor.observe(told)
         if delegates and self.config.background:
-            self._actor.delegate(ContextPackage(self._now(), tuple(self._said)))
+            self._actor.delegate()
 
     def _count(self, event: events.Turn) -> None:
         self._turn = event.turn
@@ -394,7 +390,6 @@ class Session:
 
     def _answer(self, text: str) -> None:
         self._quiet = 0
-        self._said.append(Said(self._now(), "background", text))
         self._inbox.put_text([self._control.background, *self._tokenizer.encode(" " + text)])
 
 

@@ -92,7 +92,7 @@ class Telling:
             case events.Sound(samples=samples):
                 self._silent = False
                 yield from self._sound(samples)
-            case events.Background(task=task, state=state, text=text) if task is not None:
+            case events.Background(task=task, state=state, text=text) if task is not None and state != "progress":
                 yield from self._response(task, state, text)
         if last and self._silent:
             self._silent = False
