@@ -12,6 +12,7 @@ import uvicorn
 
 from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
 from tml_jax.serve.background.backend import Answer, Desk
+from tml_jax.serve.background.context import Said, Timeline
 from tml_jax.serve.background.mind import Mind
 from tml_jax.wire import events
 
@@ -41,6 +42,7 @@ class Rig:
     """What an actor said and reported, and the conversation that it is in."""
 
     actor: BackgroundActor
+    timeline: Timeline
     turn: int = -1
     said: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     reports: list[TaskEvent] = dataclasses.field(default_factory=list)
@@ -51,7 +53,20 @@ class Rig:
         told: list[events.Event] = [events.Turn(self.turn, decision, 1.0, False, 0, level, 0)]
         told += [events.HeardWords(self.turn, heard, 0, 0)] if heard else []
         told += [events.Words(self.turn, words, 0, 0)] if words else []
+        now = (self.turn + 1) * 0.2
+        for who, text in (("user", heard), ("model", words)):
+            if text:
+                self.timeline.add(Said(now, who, text))
         self.actor.observe(told)
+
+    def typed(self, text: str) -> None:
+        """The user types this."""
+        self.timeline.add(Said((self.turn + 1) * 0.2, "user_text", text))
+        self.actor.typed(text)
+
+    def delegate(self) -> int:
+        """The model hands over."""
+        return self.actor.delegate(self.timeline.package((self.turn + 1) * 0.2))
 
     def hear(self, text: str) -> None:
         """The user says this, loudly, and then nothing for a while."""
@@ -75,13 +90,23 @@ class Rig:
 async def rig(mind: Mind) -> AsyncIterator[Rig]:
     """An actor in a conversation that has not begun."""
     made: Rig
+    timeline = Timeline()
+
+    def remember(text: str) -> None:
+        timeline.add(Said((made.turn + 1) * 0.2, "background", text))
+
+    def say(text: str) -> None:
+        remember(text)
+        made.said.append((made.turn, text))
+
     actor = BackgroundActor(
         mind,
-        lambda text: made.said.append((made.turn, text)),
+        say,
+        remember,
         lambda event: made.reports.append(event),
         lambda: (made.turn + 1) * 0.2,
     )
-    made = Rig(actor)
+    made = Rig(actor, timeline)
     try:
         yield made
     finally:

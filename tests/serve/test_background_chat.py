@@ -28,7 +28,7 @@ def settings(url: str, **fields: Any) -> ChatSettings:
 
 
 async def result(conversation: Rig) -> str:
-    conversation.actor.delegate()
+    conversation.delegate()
     before = len(conversation.states())
     await conversation.until(lambda: conversation.states()[before - 1 :][1:] != [])
     return conversation.reports[-1].text
@@ -46,7 +46,7 @@ def test_a_chat_model_reads_the_conversation_uses_a_tool_and_answers_in_streams(
         async with rig(
             Mind(Chat(settings(url, pictures=True, instructions="Be kind.")), [Shelf((calculator_tool(),))])
         ) as c:
-            c.actor.saw(np.full((40, 40, 3), 200, np.uint8))
+            c.timeline.picture = np.full((40, 40, 3), 200, np.uint8)
             c.tell(heard=" what is twelve times seven")
             assert await result(c) == "It is eighty and more."
             assert c.said[-1][1] == "It is eighty and more."
@@ -78,7 +78,7 @@ def test_a_chat_model_says_when_its_answer_is_to_be_heard() -> None:
 
     async def scenario(url: str) -> None:
         async with rig(Mind(Chat(settings(url)))) as c:
-            c.actor.delegate()
+            c.delegate()
             await c.until(lambda: bool(c.said), tick=lambda: c.tell(SPEAK, 0.3))
             assert c.said[0][1] == "mind the step"
             assert await result(c) == "the user likes tea"
@@ -168,8 +168,8 @@ def test_fifty_poisoned_results_cause_no_forbidden_call() -> None:
         limits = Limits(confirm_s=0.15)
         async with rig(Mind(Chat(settings(url)), [Shelf((mail, bank.tool()))], limits)) as c:
             for number in range(len(POISON)):
-                c.actor.typed("yes, read me the mail")  # a yes, but to something else
-                c.actor.delegate()
+                c.typed("yes, read me the mail")  # a yes, but to something else
+                c.delegate()
                 put = len(c.said)
                 while c.states().count("finished") + c.states().count("failed") <= number:
                     c.tell()
@@ -201,7 +201,7 @@ def test_the_same_call_is_made_where_the_user_wants_it() -> None:
     async def scenario(url: str) -> None:
         limits = Limits(confirm_s=30)
         async with rig(Mind(Chat(settings(url)), [Shelf((mail, bank.tool()))], limits)) as c:
-            c.actor.delegate()
+            c.delegate()
             await c.until(lambda: bool(c.said))
             for _ in range(3):
                 c.tell(SPEAK)

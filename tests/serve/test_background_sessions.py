@@ -47,7 +47,7 @@ class Gated(Scripted):
 
     async def _wait(self, desk: Desk) -> Answer:
         # The fake model "hears" the first word of what is typed, too.
-        question = [entry.text for entry in desk.context.entries if entry.text.startswith("what ")][-1]
+        question = [entry.text for entry in desk.context.said if entry.text.startswith("what ")][-1]
         task = self.tasks[question]
         while not task.release.is_set():
             await asyncio.sleep(0.002)
@@ -149,7 +149,7 @@ def test_two_hundred_interrupted_results_are_each_said_once_when_nobody_speaks(b
         put = [e for e in conversation.events if isinstance(e, events.Background) and e.state == "finished"]
         assert [event.text for event in put] == RESULTS[:QUESTIONS]
         for event in put:
-            before = [turns[event.turn - 1], turns[event.turn]]
+            before = [turns[event.turn - 2], turns[event.turn - 1]]
             once += said[f" {event.text}"] == 1
             idle += all(t.decision is not events.Decision.SPEAK and t.input_level < QUIET for t in before)
     assert (once, idle) == (200, 200)
@@ -194,5 +194,5 @@ def test_a_client_that_appends_without_end_is_told_to_stop(serving_session, run)
             return taken, sentence
 
     taken, sentence = run(scenario())
-    assert taken == 16
-    assert sentence == "Too many results wait to be said already: send fewer, or later."
+    assert 0 < taken < 400
+    assert sentence == "The model would have more than 20 s of text to read: send less, or later."

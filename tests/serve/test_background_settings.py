@@ -107,7 +107,7 @@ def test_the_embedded_model_answers_from_the_documents(tmp_path: pathlib.Path) -
         async with asyncio.timeout(60), rig(build(settings)) as conversation:
             for question in ("where is the tea", "what is twelve times seven", "who are you"):
                 conversation.tell(heard=f" {question}")
-                conversation.actor.delegate()
+                conversation.delegate()
                 before = len(conversation.said)
                 await conversation.until(lambda before=before: len(conversation.said) > before)  # type: ignore[misc]
                 for _ in range(90):

@@ -159,12 +159,12 @@ def test_a_conversation_goes_on_beside_a_server_that_dies_and_hangs() -> None:
         ):
             await asyncio.to_thread(conversation.actor._mind.start)
             for wanted in ("echo", "hang", "flood", "die", "echo"):
-                conversation.actor.typed(wanted)
+                conversation.typed(wanted)
                 await answered(conversation, wanted)
 
     async def answered(conversation: Rig, wanted: str) -> None:
         before, began, slowest = len(conversation.said), time.monotonic(), 0.0
-        conversation.actor.delegate()
+        conversation.delegate()
         while len(conversation.said) == before:
             tick = time.monotonic()
             conversation.tell()

@@ -41,7 +41,11 @@ CASES = {
     "nothing": ([REQUEST()], "INVALID_ARGUMENT", "must be its config, but an empty message came."),
     "two configs": ([config(), config()], "INVALID_ARGUMENT", "a second one came."),
     "empty message": ([config(), REQUEST()], "INVALID_ARGUMENT", "holds nothing that this server knows."),
-    "resumed": ([config(resume_session_id="abc")], "NOT_FOUND", "There is no session 'abc' here"),
+    "resumed": (
+        [REQUEST(resume=protos.Resume(token="abc"))],
+        "NOT_FOUND",
+        "There is no session to be resumed with this token",
+    ),
     "unknown encoding": ([config(encoding=7)], "INVALID_ARGUMENT", "Audio encoding 7 is not known here"),
     "low rate": ([config(sample_rate=800)], "INVALID_ARGUMENT", "A sample rate of 800 Hz cannot be taken"),
     "many channels": ([config(channels=60)], "INVALID_ARGUMENT", "Sound of 60 channels cannot be taken"),

@@ -16,9 +16,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.serve.conftest import bursts
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
-from tml_jax.serve.doors import live, live_config
+from tml_jax.serve.doors import conversation, live, live_config, protocol
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
-from tml_jax.serve.doors.live_config import ProtocolError
+from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.web import WebDoor, read_keys
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
@@ -47,7 +47,7 @@ def test_g711_is_ffmpegs(kind: str, codec: str) -> None:
     read = np.frombuffer(form.decode(base64.b64encode(codes).decode()), "<i2")
     assert np.array_equal(read, frame.to_ndarray().ravel())
     samples = np.arange(-32000, 32000, 7, dtype=np.int16).astype(np.float32) / 32767
-    written = np.frombuffer(form.decode(live_config.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
+    written = np.frombuffer(form.decode(protocol.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
     steps = np.diff(np.unique(read).astype(int))
     assert (np.abs(written - samples * 32767) <= 0.5 + steps.max() / 2).all()
     small = np.abs(samples * 32767) < 60  # where a step is 16 at most
@@ -61,7 +61,7 @@ def test_sound_in_pieces_is_the_whole_a_little_later_and_silence_is_zero(rate: i
     encoder = AudioEncoder(form, 16_000)
     sound = (0.2 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
     sent = np.concatenate([sound, np.zeros(6400, np.float32)])
-    pieces = [form.decode(live_config.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
+    pieces = [form.decode(protocol.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
     assert {len(piece) for piece in pieces} == {rate // 10 * 2}, "each frame is as long as what went in"
     heard = from_pcm(b"".join(pieces))
     delay = 0 if rate == 16_000 else round(intake.DELAY_S * 16_000)
@@ -94,9 +94,9 @@ def turn(number: int, decision: events.Decision = events.Decision.LISTEN) -> eve
     return events.Turn(number, decision, 1.0, False, 0, 0.0, 0)
 
 
-def teller(**session: object) -> live.Telling:
+def teller(**session: object) -> live.LiveTelling:
     config = live_config.read_config({"type": "session.start", "session": {"model": "m"} | session})
-    return live.Telling(config, STREAM)
+    return live.LiveTelling(config, STREAM)
 
 
 def test_every_micro_turn_sounds_at_once_and_only_once() -> None:
@@ -252,7 +252,7 @@ HOSTILE = [
     ('{"type": "response.create"}', "invalid_event"),
     ('{"type": "decision.create"}', "unsupported_event"),
     ('{"type": "session.output_audio.fixture.play", "audio": ""}', "unsupported_event"),
-    (json.dumps({"type": "session.close", "event_id": "a" * (live.MAX_EVENT + 1)}), "event_too_large"),
+    (json.dumps({"type": "session.close", "event_id": "a" * (conversation.MAX_EVENT + 1)}), "event_too_large"),
 ]
 
 

@@ -11,10 +11,11 @@ executor's `Lockstep` has one of them tell the others.
 import collections
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tml_jax.executor.executor import Executor
@@ -39,7 +40,7 @@ class StepModel(Protocol):
 
 # What a program is given: a micro-turn and keys by the rung's number, or nothing and a mask.
 _Given = tuple[MicroTurnInput | None, np.ndarray]
-_RESET = 254
+_RESET, _ROW = 254, 253
 
 # Trunk tokens of a session that a program of its own must save.
 _WORTH_A_PROGRAM = 8
@@ -94,6 +95,13 @@ class LiveModel:
         self._slot = slot = executor.sharding(("slot",), (slots,))
         self.init = executor.program(lambda: model.init_state(slots), out_shardings=state)
         self._reset = executor.program(model.reset, donate=0, in_shardings=(state, slot), out_shardings=state)
+        axes = model.state_axes(slots)
+        self._slot_axis = jax.tree.map(lambda x, a: tuple(a).index("slot"), abstract, axes)
+        everywhere = executor.sharding()
+        self._row = executor.program(self._row_of, in_shardings=(state, slot), out_shardings=everywhere)
+        self._with_row = executor.program(
+            self._row_into, donate=0, in_shardings=(state, slot, everywhere), out_shardings=state
+        )
         self._rows = _rows(slot, slots)
         outputs = slot if len(self._rows) == 1 else executor.sharding()  # all of them on every host
         self._step = executor.program(
@@ -103,6 +111,51 @@ class LiveModel:
     def reset(self, state: Any, mask: np.ndarray) -> Any:
         """(state, mask [slots]) -> state, emptied where the mask is True."""
         return self._together(_RESET, (None, mask), lambda _, mask: self._reset(state, mask))
+
+    def row(self, state: Any, slot: int) -> Any:
+        """(state, slot) -> that slot's conversation: a tree like the state without its slot axis, of new arrays."""
+        mask = np.arange(self.slots) == slot
+        return self._together(_ROW, (None, mask), lambda _, mask: self._row(state, mask))
+
+    def with_row(self, state: Any, slot: int, row: Any) -> Any:
+        """(state, slot, row on the host) -> state, with that conversation in that slot. On one process only."""
+        assert self.executor.lockstep is None
+        mask = np.arange(self.slots) == slot
+        return self._with_row(state, mask, row)
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether conversations can be put into a slot: where one process has all devices."""
+        return self.executor.lockstep is None
+
+    def row_leaves(self, row: Any) -> list[np.ndarray]:
+        """A row as arrays on the host."""
+        return [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(row))]
+
+    def row_of_leaves(self, leaves: Sequence[np.ndarray]) -> Any:
+        """It, from these.
+
+        Raises:
+          ValueError: they are of another model.
+        """
+        like = jax.tree.leaves(self._abstract_state)
+        wanted = [
+            (x.shape[:axis] + x.shape[axis + 1 :], x.dtype)
+            for x, axis in zip(like, jax.tree.leaves(self._slot_axis), strict=True)
+        ]
+        if [(leaf.shape, leaf.dtype) for leaf in leaves] != wanted:
+            raise ValueError("The state that was kept is of another model.")
+        return jax.tree.unflatten(jax.tree.structure(self._abstract_state), leaves)
+
+    def _row_of(self, state: Any, mask: Any) -> Any:
+        index = jnp.argmax(mask)
+        return jax.tree.map(lambda x, axis: jnp.take(x, index, axis=axis), state, self._slot_axis)
+
+    def _row_into(self, state: Any, mask: Any, row: Any) -> Any:
+        index = jnp.argmax(mask)
+        return jax.tree.map(
+            lambda x, axis, one: jax.lax.dynamic_update_index_in_dim(x, one, index, axis), state, self._slot_axis, row
+        )
 
     def step(self, params: Any, state: Any, inputs: MicroTurnInput, keys: np.ndarray) -> tuple[Any, MicroTurnOutput]:
         """(params, state, inputs [slots], keys uint32 [slots, 2]) -> (state, outputs [slots])."""
@@ -120,6 +173,9 @@ class LiveModel:
             for number in range(len(self.rungs)):
                 state, outputs = self._step(params, state, *self._placed(self._empty(number)))
                 jax.device_get(outputs)
+            row = self._row(state, everyone)
+            if self.moves_rows:
+                state = self._with_row(state, everyone, jax.device_get(row))
         state = self._reset(state, everyone)
         if self.executor.lockstep is not None:
             self.executor.lockstep.rest()
@@ -134,7 +190,9 @@ class LiveModel:
             nonlocal state
             given = self._empty(number)
             _unpack(given, rows, message)
-            if number == _RESET:
+            if number == _ROW:
+                jax.block_until_ready(self._row(state, self._placed(given)[1]))
+            elif number == _RESET:
                 state = jax.block_until_ready(self._reset(state, self._placed(given)[1]))
             else:
                 state, _ = jax.block_until_ready(self._step(params, state, *self._placed(given)))
@@ -143,7 +201,7 @@ class LiveModel:
 
     def _empty(self, number: int) -> _Given:
         """What a program is given, where nothing is."""
-        if number == _RESET:
+        if number in (_RESET, _ROW):
             return None, np.zeros(self.slots, bool)
         inputs = empty_input(self.spec, (self.slots,))
         return self.rungs[number].cut(inputs), np.zeros((self.slots, 2), np.uint32)

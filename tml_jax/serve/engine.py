@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,12 +19,14 @@ from absl import logging
 from tml_jax.executor.executor import compilations
 from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
+from tml_jax.serve.errors import BusyError
 from tml_jax.serve.inbox import Block
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
 CATCH_UP_BUDGET = 0.5
 STEPS_REMEMBERED = 100_000
+JUDGED, JUDGED_AFTER = 250, 50  # the last steps at an occupancy, by which a session more is admitted; not by fewer
 
 
 class ServerFullError(RuntimeError):
@@ -37,7 +39,10 @@ class EngineDiedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class TurnResult:
-    """One session's part of a step: its rows of `MicroTurnOutput` and how the step went."""
+    """One session's part of a step: its rows of `MicroTurnOutput` and how the step went.
+
+    `state` is the conversation after it where the block is `cut`, for `Engine.to_host`.
+    """
 
     turn: int
     tokens: np.ndarray
@@ -47,6 +52,7 @@ class TurnResult:
     block: Block
     step_ms: float
     missed: bool
+    state: Any = None
 
 
 class Live(Protocol):
@@ -71,6 +77,7 @@ class EngineStats:
 
     slots: int
     live: int
+    refused: int
     steps: int
     deadline_misses: int
     step_p50_ms: float
@@ -82,12 +89,21 @@ class EngineStats:
 class _Slot:
     live: Live | None = None
     fresh: bool = False
+    row: Any = None  # of a session that comes back, until it is in the state
+    parking: concurrent.futures.Future[Any] | None = None
 
 
 class Engine:
     """Steps `num_slots` sessions in one compiled program."""
 
-    def __init__(self, bundle: ModelBundle, num_slots: int = 8, *, faster_than_real_time: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        num_slots: int = 8,
+        *,
+        faster_than_real_time: bool = False,
+        fullest: float = 0.9,
+    ) -> None:
         """Makes an engine that is not started.
 
         Args:
@@ -95,7 +111,9 @@ class Engine:
           num_slots: sessions at once.
           faster_than_real_time: step as soon as every session has input, instead of on the clock (for tests:
             a session that sends nothing then holds up the others).
+          fullest: part of a micro-turn: no session is admitted while the 99th percentile of steps takes longer.
         """
+        self._fullest_ms = fullest * bundle.spec.micro_turn_ms
         self.bundle, self.num_slots, self.unpaced = bundle, num_slots, faster_than_real_time
         self._slots = [_Slot() for _ in range(num_slots)]
         self._keys = np.zeros((num_slots, 2), np.uint32)
@@ -104,7 +122,10 @@ class Engine:
         self._thread: threading.Thread | None = None
         self.died: concurrent.futures.Future[Exception] = concurrent.futures.Future()
         self._step_ms: collections.deque[float] = collections.deque(maxlen=STEPS_REMEMBERED)
-        self._steps = self._misses = self._compiled = 0
+        self._step_ms_of = collections.defaultdict[int, collections.deque[float]](
+            lambda: collections.deque(maxlen=JUDGED)
+        )
+        self._steps = self._misses = self._compiled = self._refused = 0
         self._counting = threading.Lock()
         self._next_tick = time.monotonic()
 
@@ -126,29 +147,71 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
 
-    def admit(self, live: Live, seed: int) -> int:
-        """Gives a session an empty slot.
+    def admit(self, live: Live, seed: int, row: Any = None) -> int:
+        """Gives a session an empty slot; or one with its conversation, as `park` and `row_of` gave it.
 
         Raises:
           ServerFullError: there is none.
+          BusyError: steps take too long for one more.
           EngineDiedError: no session will ever be stepped again.
         """
         with self._wake:
             if self.died.done():
                 raise EngineDiedError("This server has failed and takes no session any more: use another one.")
+            self._check_pace()
             for index, slot in enumerate(self._slots):
                 if slot.live is None:
-                    slot.live, slot.fresh = live, True
+                    slot.live, slot.fresh, slot.row = live, row is None, row
                     self._keys[index] = np.asarray([0, seed], np.uint32)
+                    self._wake.notify_all()
                     return index
+            self._refused += 1
         raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: try again when one has ended.")
+
+    def _check_pace(self) -> None:
+        live = sum(slot.live is not None for slot in self._slots)
+        times = self._step_ms_of[live]
+        if self.unpaced or not live or len(times) < JUDGED_AFTER:
+            return
+        if (p99 := float(np.percentile(times, 99))) > self._fullest_ms:
+            self._refused += 1
+            raise BusyError(
+                f"With {live} sessions this server's steps take up to {p99:.0f} ms of {self.bundle.spec.micro_turn_ms}:"
+                " try again later, or another one."
+            )
 
     def release(self, index: int, live: Live) -> None:
         """Frees the slot that `live` holds; does nothing if it holds it no more."""
         with self._wake:
-            if self._slots[index].live is live:
-                self._slots[index].live = None
+            slot = self._slots[index]
+            if slot.live is live:
+                slot.live, slot.row = None, None
+                if slot.parking is not None:
+                    slot.parking.cancel()
+                    slot.parking = None
             self._wake.notify_all()
+
+    def park(self, index: int, live: Live) -> concurrent.futures.Future[Any]:
+        """Takes a session out of its slot, and gives its conversation, for `admit`: None of one that did not begin."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        with self._wake:
+            assert self._slots[index].live is live
+            self._slots[index].parking = future
+            self._wake.notify_all()
+        return future
+
+    @property
+    def parks(self) -> bool:
+        """Whether sessions can be taken out of their slots and put back: not on a pod of several processes."""
+        return self._model.moves_rows
+
+    def to_host(self, state: Any) -> list[np.ndarray]:
+        """The arrays of a `TurnResult.state`; waits for the device."""
+        return self._model.row_leaves(state)
+
+    def row_of(self, arrays: list[np.ndarray]) -> Any:
+        """A conversation of such arrays, for `admit`. Raises ValueError where they are of another model."""
+        return self._model.row_of_leaves(arrays)
 
     def notify(self) -> None:
         """Some session has new input (only an engine that is not paced by the clock waits for that)."""
@@ -167,6 +230,7 @@ class Engine:
         return EngineStats(
             slots=self.num_slots,
             live=sum(slot.live is not None for slot in self._slots),
+            refused=self._refused,
             steps=self._steps,
             deadline_misses=self._misses,
             step_p50_ms=float(np.percentile(times, 50)),
@@ -194,6 +258,7 @@ class Engine:
                 if self._stopping:
                     return
             tick = time.monotonic() if self.unpaced else self._next_tick
+            self._move()
             if time.monotonic() < tick:
                 continue
             self._tick(tick)
@@ -201,7 +266,7 @@ class Engine:
                 self._next_tick += period
 
     def _should_go(self) -> bool:
-        if self._stopping:
+        if self._stopping or any(slot.parking is not None for slot in self._slots):
             return True
         live = [slot.live for slot in self._slots if slot.live is not None]
         return self.unpaced and bool(live) and all(one.ready(None) for one in live)
@@ -212,10 +277,30 @@ class Engine:
         while not self.unpaced and time.monotonic() < tick + CATCH_UP_BUDGET * period and self._step_ready(tick):
             pass
 
+    def _move(self) -> None:
+        """Takes out sessions that are to be parked, and puts in those that come back."""
+        with self._wake:
+            for index, slot in enumerate(self._slots):
+                if slot.live is None or (slot.row is None and slot.parking is None):
+                    continue
+                if slot.parking is None:
+                    self._state = self._model.with_row(self._state, index, slot.row)
+                else:
+                    there = slot.row is None and not slot.fresh
+                    if slot.parking.set_running_or_notify_cancel():
+                        slot.parking.set_result(self._model.row(self._state, index) if there else slot.row)
+                    slot.live = slot.parking = None
+                slot.row = None
+
     def _step_ready(self, tick: float) -> bool:
         """Steps the sessions that have a micro-turn; False if there were none."""
+        self._move()
         with self._wake:
-            live = [(i, slot.live) for i, slot in enumerate(self._slots) if slot.live is not None]
+            live = [
+                (i, slot.live)
+                for i, slot in enumerate(self._slots)
+                if slot.live is not None and slot.row is None and slot.parking is None
+            ]
             ready = [(i, one) for i, one in live if one.ready(None if self.unpaced else tick)]
             if not ready:
                 return False
@@ -239,7 +324,7 @@ class Engine:
                 one.fail(error)
             self._state = self._model.init()
             return True
-        self._hand_out(tick, inputs, outputs, taken)
+        self._hand_out(tick, inputs, outputs, taken, len(live))
         return True
 
     def _run_step(self, inputs: MicroTurnInput) -> MicroTurnOutput:
@@ -247,7 +332,12 @@ class Engine:
         return jax.device_get(outputs)
 
     def _hand_out(
-        self, tick: float, inputs: MicroTurnInput, outputs: MicroTurnOutput, taken: list[tuple[int, Live, Block]]
+        self,
+        tick: float,
+        inputs: MicroTurnInput,
+        outputs: MicroTurnOutput,
+        taken: list[tuple[int, Live, Block]],
+        live: int,
     ) -> None:
         elapsed = time.monotonic() - tick
         missed = not self.unpaced and elapsed > self.bundle.spec.micro_turn_s
@@ -255,6 +345,7 @@ class Engine:
             self._steps += 1
             self._misses += missed
             self._step_ms.append(elapsed * 1000)
+            self._step_ms_of[live].append(elapsed * 1000)
         for i, one, block in taken:
             count = int(outputs.num_tokens[i])
             one.deliver(
@@ -267,5 +358,6 @@ class Engine:
                     block=block,
                     step_ms=elapsed * 1000,
                     missed=missed,
+                    state=self._model.row(self._state, i) if block.cut else None,
                 )
             )

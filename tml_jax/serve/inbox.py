@@ -8,11 +8,33 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec
+from tml_jax.wire.events import Position
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """What text came with a micro-turn, in words.
+
+    Attributes:
+      who: "user_text" (typed), "instructions", "background" (a result, for the model), "remembered" (a result, for the
+        context alone); or "task", what became of one.
+      text: it.
+      task, state: its number, or None of the client's own; "started", "progress", "finished" or "failed".
+      answers: what the model has handed over, counted from 0, that the task is about.
+    """
+
+    who: str
+    text: str
+    task: int | None = None
+    state: str = ""
+    answers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Block:
-    """Everything that arrived in one micro-turn, except text.
+    """Everything that arrived in one micro-turn.
+
+    All that a session tells is a function of its blocks, in order, and its config: they are what is kept of its input.
 
     Attributes:
       levels: int32 [dmel_frames, dmel_bins], or None where the session has no sound.
@@ -21,6 +43,14 @@ class Block:
       silence_ms: silence put in for sound that did not arrive.
       level: root mean square of the sound.
       frames: video frames in it.
+      lost_ms: sound that the client had numbered and did not send.
+      tokens: of texts that came while it was filled; what does not fit is read in later ones.
+      notes: these texts.
+      received: what there is of the client's input with it; sound from here on is wanted of one who goes on after it.
+      heard: samples at the stream's rate, without silences put in, up to its end.
+      held: the last of them that the next micro-turn's dMel looks at.
+      closes: the client closed its input with it, and so many milliseconds may follow; or None.
+      cut: the session's state after it is to be kept. waiting: then, the text that waits to be read after it.
     """
 
     levels: np.ndarray | None
@@ -29,6 +59,15 @@ class Block:
     silence_ms: int = 0
     level: float = 0.0
     frames: int = 0
+    lost_ms: int = 0
+    tokens: tuple[int, ...] = ()
+    notes: tuple[Note, ...] = ()
+    received: Position = Position()
+    heard: int = 0
+    held: np.ndarray | None = None
+    closes: int | None = None
+    cut: bool = False
+    waiting: tuple[int, ...] = ()
 
 
 class Inbox:
@@ -38,25 +77,63 @@ class Inbox:
     session's model reads does not depend on how far the engine had got.
     """
 
-    def __init__(self, spec: StreamSpec, tick_token: int, notify: Callable[[], None]) -> None:
-        """Makes an empty one; `notify` is called after every `put`."""
-        self._spec, self._tick, self._notify = spec, tick_token, notify
+    def __init__(
+        self,
+        spec: StreamSpec,
+        tick_token: int,
+        notify: Callable[[], None],
+        keep: Callable[[int, Block], bool] = lambda turn, block: False,
+    ) -> None:
+        """Makes an empty one.
+
+        Args:
+          spec: of the micro-turns.
+          tick_token: stands in an empty one.
+          notify: called after every `put`.
+          keep: called with each micro-turn's index and all of it before anybody can see it; says whether the session's
+            state after it is to be kept.
+        """
+        self._spec, self._tick, self._notify, self._keep = spec, tick_token, notify, keep
         self._lock = threading.Lock()
-        self._blocks: collections.deque[Block] = collections.deque()
-        self._text: collections.deque[tuple[int, int]] = collections.deque()
-        self._put = self._taken = 0
+        self._blocks: collections.deque[tuple[Block, list[int]]] = collections.deque()
+        self._text: collections.deque[int] = collections.deque()
+        self._new: list[int] = []
+        self._notes: list[Note] = []
+        self._put = self._taken = self._texts = 0
+
+    def go_on(self, turn: int, waiting: Sequence[int], texts: int) -> None:
+        """Goes on as the inbox of a session that is `turn` micro-turns old, with text that waits to be read."""
+        self._put = self._taken = turn
+        self._text, self._texts = collections.deque(waiting), texts
 
     def put(self, block: Block) -> None:
-        """Appends a complete micro-turn."""
+        """Appends a complete micro-turn, and the text that came with it."""
         with self._lock:
-            self._blocks.append(block)
-            self._put += 1
+            received = dataclasses.replace(block.received, texts=self._texts)
+            block = dataclasses.replace(block, tokens=tuple(self._new), notes=tuple(self._notes), received=received)
+            self._put_whole(dataclasses.replace(block, cut=self._keep(self._put, block)))
+            self._new, self._notes = [], []
         self._notify()
 
-    def put_text(self, tokens: Sequence[int]) -> None:
-        """Text for the micro-turn that is being filled now."""
+    def put_again(self, block: Block) -> None:
+        """Appends one that was kept."""
         with self._lock:
-            self._text.extend((self._put, token) for token in tokens)
+            self._put_whole(block)
+            self._texts = block.received.texts
+
+    def _put_whole(self, block: Block) -> None:
+        self._text.extend(block.tokens)
+        text = [self._text.popleft() for _ in range(min(len(self._text), self._spec.max_text))]
+        waiting = tuple(self._text) if block.cut else ()
+        self._blocks.append((dataclasses.replace(block, waiting=waiting), text))
+        self._put += 1
+
+    def put_text(self, tokens: Sequence[int], *notes: Note, typed: bool = False) -> None:
+        """Text for the micro-turn that is being filled now; `typed` by the client."""
+        with self._lock:
+            self._new.extend(tokens)
+            self._notes.extend(notes)
+            self._texts += typed
 
     @property
     def queued(self) -> int:
@@ -65,8 +142,13 @@ class Inbox:
 
     @property
     def waiting_text(self) -> int:
-        """Tokens of text that wait."""
-        return len(self._text)
+        """Tokens of text that no complete micro-turn has."""
+        return len(self._text) + len(self._new)
+
+    @property
+    def texts(self) -> int:
+        """Texts that the client typed."""
+        return self._texts
 
     @property
     def completed(self) -> int:
@@ -76,16 +158,13 @@ class Inbox:
     def ready(self, now: float | None) -> bool:
         """Whether a micro-turn can be stepped at `now`; None asks whether one is complete at all."""
         with self._lock:
-            return bool(self._blocks) and (now is None or self._blocks[0].not_before <= now)
+            return bool(self._blocks) and (now is None or self._blocks[0][0].not_before <= now)
 
     def take(self, inputs: MicroTurnInput, row: int) -> Block:
         """Moves the oldest micro-turn into row `row` of the engine's (zeroed) arrays."""
         with self._lock:
-            block, turn = self._blocks.popleft(), self._taken
+            (block, text), turn = self._blocks.popleft(), self._taken
             self._taken += 1
-            text: list[int] = []
-            while self._text and self._text[0][0] <= turn and len(text) < self._spec.max_text:
-                text.append(self._text.popleft()[1])
         inputs.turn[row] = turn
         if block.levels is not None:
             inputs.audio[row], inputs.has_audio[row] = block.levels, True

@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import io
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.ExifTags
@@ -16,12 +17,14 @@ from tml_jax.streams import pictures, sound
 from tml_jax.streams.micro_turn import StreamSpec
 
 MAX_CHUNK_MS = 1000
+MAX_LOST_S = 10
 MAX_FRAME_BYTES = 4 << 20
 MAX_FRAME_PIXELS = 4096 * 4096
 HEAVY_PIXELS = 1 << 21  # a file of more takes long to decode
 MAX_TEXT = 4096
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
 DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
+_SETTLE_S = 0.05  # after which a resampler's beginning is forgotten; it remembers twice `sound.LOOK_AHEAD_S`
 # What EXIF's orientations ask for.
 _TURNS = {
     2: pictures.Turn(left_right=True),
@@ -78,13 +81,56 @@ class SoundIntake:
 
     Sound at another rate comes `DELAY_S` late, as after a short silence: a resampler must see a little of what follows,
     and so a micro-turn is complete when its last sample has arrived, not a chunk (and a tick) later.
+
+    Attributes:
+      received: samples of each channel so far.
     """
 
-    def __init__(self, form: SoundFormat, spec: StreamSpec) -> None:
-        """Makes a fresh stream."""
+    def __init__(self, form: SoundFormat, spec: StreamSpec, made: int = 0) -> None:
+        """Makes a stream that goes on after the first `made` samples of another; it wants sound from `sent(made)` on.
+
+        What comes out is the same as of one stream, bit for bit: a resampler begins again where the phases of its
+        filter do, and has forgotten its beginning after `_SETTLE_S`.
+        """
         self._format, self._resampler = form, sound.Resampler(form.sample_rate, spec.sample_rate)
-        delay_s = DELAY_S if form.sample_rate != spec.sample_rate else 0.0
-        self._silence = np.zeros(round(delay_s * spec.sample_rate), np.float32)
+        self._rate = spec.sample_rate
+        self._delay = round(DELAY_S * spec.sample_rate) if form.sample_rate != spec.sample_rate else 0
+        self._silence = np.zeros(max(0, self._delay - made), np.float32)
+        self.received = self.sent(made)
+        self._known = max(0, made - self._delay) - self.received * self._rate // form.sample_rate  # are not made again
+
+    def sent(self, made: int) -> int:
+        """Sound from this sample on is needed to make what follows the first `made` samples."""
+        own = self._format.sample_rate
+        if own == self._rate:
+            return made
+        period = own // math.gcd(own, self._rate)
+        needed = max(0, made - self._delay) * own // self._rate - round(_SETTLE_S * own)
+        return max(0, needed) // period * period
+
+    def place(self, pcm: bytes, offset: int | None) -> tuple[bytes, int]:
+        """Of sound that begins with sample `offset` (None: the next): what is new of it, and samples lost before it.
+
+        Raises:
+          BadInputError: more is lost than can be an accident.
+        """
+        if offset is None:
+            return pcm, 0
+        lost = max(0, offset - self.received)
+        if lost > MAX_LOST_S * self._format.sample_rate:
+            sentence = f"Sound from sample {offset} on came, but before it there were only {self.received} samples"
+            raise BadInputError(f"{sentence}: at most {MAX_LOST_S} s may be missing.")
+        return pcm[max(0, self.received - offset) * self._frame :], lost
+
+    def silence(self, count: int) -> Iterator[bytes]:
+        """So many silent samples, in chunks."""
+        size = self._format.sample_rate * MAX_CHUNK_MS // 1000
+        for start in range(0, count, size):
+            yield bytes(min(size, count - start) * self._frame)
+
+    @property
+    def _frame(self) -> int:
+        return np.dtype(self._format.samples.value).itemsize * self._format.channels
 
     def push(self, pcm: bytes) -> np.ndarray:
         """One chunk of whole samples -> the samples that are ready.
@@ -93,7 +139,7 @@ class SoundIntake:
           BadInputError: the chunk is empty, too long, cut inside a sample, or holds values that are no numbers.
         """
         dtype = np.dtype(self._format.samples.value)
-        frame = dtype.itemsize * self._format.channels
+        frame = self._frame
         if not pcm or len(pcm) % frame:
             raise BadInputError(
                 f"An audio chunk of {len(pcm)} bytes is not a whole number of samples of {frame} bytes (all channels)."
@@ -110,12 +156,17 @@ class SoundIntake:
             mono = samples.mean(axis=1, dtype=np.float32)
             if not np.isfinite(mono).all():
                 raise BadInputError("An audio chunk holds samples that are not finite numbers.")
+        self.received += len(mono)
         silence, self._silence = self._silence, self._silence[:0]
-        return np.concatenate([silence, self._resampler.push(np.clip(mono, -1, 1).astype(np.float32))])
+        return np.concatenate([silence, self._new(self._resampler.push(np.clip(mono, -1, 1).astype(np.float32)))])
 
     def flush(self) -> np.ndarray:
         """What the resampler held back; no chunk may follow."""
-        return self._resampler.flush()
+        return self._new(self._resampler.flush())
+
+    def _new(self, samples: np.ndarray) -> np.ndarray:
+        known, self._known = self._known, max(0, self._known - len(samples))
+        return samples[known:]
 
 
 def decode_frame(data: bytes, form: FrameFormat, width: int, height: int, spec: StreamSpec) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the model writes, made into words and sound, one micro-turn after the other."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,15 @@ class _Text:
                 self._since = begins_ms if self._decoder.pending else None
         return None if start_ms is None else (text, start_ms, end_ms)
 
+    def state(self) -> dict[str, Any]:
+        """All that it remembers."""
+        return {"decoder": self._decoder.state(), "since": self._since}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on where another one was."""
+        self._decoder.go_on(state["decoder"])
+        self._since = state["since"]
+
 
 class Outlet:
     """One session's. Not thread-safe: one call at a time, micro-turns in order."""
@@ -43,6 +53,15 @@ class Outlet:
         self._spec, self._control = spec, tokenizer.control
         self._said, self._heard = _Text(tokenizer), _Text(tokenizer)
         self._vocoder = Vocoder(spec)
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers."""
+        return {"said": self._said.state(), "heard": self._heard.state(), "vocoder": self._vocoder.state()}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on where another one was."""
+        for name, part in (("said", self._said), ("heard", self._heard), ("vocoder", self._vocoder)):
+            part.go_on(state[name])
 
     def decision(self, tokens: np.ndarray) -> events.Decision:
         """What the micro-turn's tokens, at least one, decide."""

@@ -34,6 +34,19 @@ class Pacer:
             self._start = now - duration_s
             self._due = self._start + self.micro_turn_s
 
+    def go_on(self, now: float, received_s: float | None = None, stood_s: float = 0.0) -> None:
+        """Time goes on after the client was away: its sound is late from now on only, and what it has kept is due.
+
+        Args:
+          now: the time.
+          received_s: of a session that another pacer has dated, seconds of its sound.
+          stood_s: of such a session, for how long its time stood still.
+        """
+        if received_s is not None:
+            self._start = now - received_s - stood_s
+        if self._start is not None:
+            self._due = max(self._due, now + self.micro_turn_s)
+
     @property
     def begun(self) -> bool:
         """Whether anything has arrived."""

@@ -27,6 +27,8 @@ class ServerSettings:
       http_address: of the web door, likewise; None: there is none. api_keys: one of them opens it, if there are any.
       slots: sessions at once.
       journal_dir: where sessions are recorded, or None.
+      session_dir: where those that can be resumed are kept for another process, or None.
+      fullest: part of a micro-turn; no session is admitted while the 99th percentile of steps takes longer.
       grace_s: how long live sessions may go on once the server was told to stop.
       faster_than_real_time: step as inputs come instead of on the clock (for tests).
       session: how sessions are treated.
@@ -40,6 +42,8 @@ class ServerSettings:
     api_keys: Sequence[str] = ()
     slots: int = 8
     journal_dir: pathlib.Path | None = None
+    session_dir: pathlib.Path | None = None
+    fullest: float = 0.9
     grace_s: float = 10.0
     faster_than_real_time: bool = False
     session: SessionSettings = SessionSettings()
@@ -64,8 +68,10 @@ class Server:
     def __init__(self, bundle: ModelBundle, settings: ServerSettings) -> None:
         """Makes a server that is not started."""
         self._settings = settings
-        self.engine = Engine(bundle, settings.slots, faster_than_real_time=settings.faster_than_real_time)
-        self.sessions = Sessions(self.engine, settings.session, settings.journal_dir)
+        self._sweeper: asyncio.Task[None] | None = None
+        unpaced = settings.faster_than_real_time
+        self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
+        self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
         self.door = GrpcDoor(self.sessions)
         self.web = WebDoor(self.sessions, settings.api_keys)
 
@@ -84,10 +90,13 @@ class Server:
         gc.freeze()  # the weights and programs stay; collections after this look at the sessions only
         if self._settings.http_address is not None:
             await self.web.open(*self._settings.http())
+        self._sweeper = asyncio.create_task(self.sessions.sweep())
         return await self.door.open(self._settings.address)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Drains, then ends the engine."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self.web.drain()
         await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
         await self.web.close()

@@ -9,30 +9,28 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
+import hmac
 import pathlib
+import re
+import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from tml_jax.serve import intake
-from tml_jax.serve.assembler import Assembler
-from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
+from tml_jax.serve import intake, session_log
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
-from tml_jax.serve.errors import JournalError, OverloadedError
-from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.outlet import Outlet
-from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
+from tml_jax.serve.inbox import Block, Note
+from tml_jax.serve.session_input import Pools
+from tml_jax.serve.session_log import Kept, SessionLog
+from tml_jax.serve.session_output import SessionOutput
 from tml_jax.serve.subscription import Subscription
 from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec
 from tml_jax.wire import events
-from tml_jax.wire.journal import Journal, journal_event
-
-WATCH_S = 0.02
-AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
+from tml_jax.wire.journal import Journal
 
 
 def stream_of(spec: StreamSpec) -> events.Stream:
@@ -40,18 +38,7 @@ def stream_of(spec: StreamSpec) -> events.Stream:
     return events.Stream(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(events.Stream)})
 
 
-class Pools:
-    """The threads that sessions share: for sound that comes in, for pictures (no sound waits for them), for output."""
-
-    def __init__(self, output_workers: int = 2) -> None:
-        """Starts no thread before it is needed."""
-        self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
-        self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
-        self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
-        self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
-
-
-class Session:
+class Session(SessionOutput):
     """One live conversation, which runs by itself: to its end, whether anybody reads what it tells or not.
 
     Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
@@ -69,43 +56,60 @@ class Session:
         pools: Pools,
         settings: SessionSettings,
         on_over: Callable[["Session"], None],
+        token: str = "",
+        log: SessionLog | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Takes a slot; `on_over` is called when the session has ended.
 
+        With a `token` the session can be resumed; then a `log` keeps its input, and `kept` is what another process has
+        left of it.
+
         Raises:
-          ServerFullError: there is none.
+          ServerFullError, BusyError: there is no slot.
           JournalError: the journal cannot be written.
+          ValueError: what is kept is of another model.
         """
-        self.id, self.config, self._settings = session_id, config, settings
-        self._engine, self._journal, self._pools = engine, journal, pools
-        self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
-        self._control = self._tokenizer.control
-        self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
-        self._readers: list[Subscription] = []
-        self._on_over = on_over
-        self._inbox = Inbox(self._spec, self._control.tick, engine.notify)
-        self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
-        self._sound = intake.SoundIntake(config.sound, self._spec)
-        self._assembler = Assembler(self._spec, config.sends_audio, self._inbox, self._pacer)
-        self._outlet = Outlet(self._spec, self._tokenizer)
-        self._results: asyncio.Queue[TurnResult | events.Event] = asyncio.Queue()
-        self._step_ms: list[float] = []
-        self._misses = self._silence_ms = self._quiet = 0
-        self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
-        self._closed_at: int | None = None
-        self._over = False
+        keep_ms = (None if engine.unpaced else settings.keep_ms) if token else 0
+        super().__init__(config, engine, journal, pools, settings, log, keep_ms)
+        self.id, self.token, self._on_over = session_id, token, on_over
         self._error: Exception | None = None
-        self._actor = BackgroundActor(settings.mind, self._answer, self._report, self._now)
-        self._slot = engine.admit(self, config.seed)
+        self._client: Subscription | None = None
+        self._attaching = asyncio.Lock()
+        self._expiry: asyncio.TimerHandle | None = None
+        row = engine.row_of(kept.state["row"]) if kept and kept.state else None
+        self._slot: int | None = engine.admit(self, config.seed, row)
         try:
-            self._begin()
-        except OSError as error:
+            if kept is None or kept.last is None:
+                self._begin()
+            else:
+                self._go_on(kept, kept.last)
+        except Exception as error:
             engine.release(self._slot, self)
-            raise JournalError(f"The journal of this session cannot be written: {error.strerror}.") from error
+            if isinstance(error, OSError):
+                raise JournalError(f"The journal of this session cannot be written: {error.strerror}.") from error
+            raise
         self._watcher = asyncio.create_task(self._watch())
         self._pump = asyncio.create_task(self._tell())
 
     def _begin(self) -> None:
+        self._write_head()
+        if instructions := self.config.instructions.strip():
+            self._put_text(self._control.instructions, Note("instructions", instructions))
+        if not self.config.sends_audio:
+            self._pacer.begin(time.monotonic())
+
+    def _go_on(self, kept: Kept, last: Block) -> None:
+        """Goes on where another process was."""
+        if kept.state is None:
+            self._write_head()
+        else:
+            self._restore(kept.turn, kept.state)
+        notes = (note for block in kept.blocks for note in block.notes)
+        self._tasks.go_on(kept.state and kept.state["tasks"], notes, self._said)
+        self._read_again(kept, last)
+
+    def _write_head(self) -> None:
         self._journal.write(
             "session",
             0,
@@ -115,108 +119,110 @@ class Session:
             micro_turn_s=self._spec.micro_turn_s,
             started_unix_s=time.time(),
         )
-        if instructions := self.config.instructions.strip():
-            self._put_text("instructions", self._control.instructions, instructions)
-            self._actor.instructed(instructions)
-        if not self.config.sends_audio:
-            self._pacer.begin(time.monotonic())
-
-    # What the client sends.
-
-    async def push_audio(self, pcm: bytes) -> None:
-        """Sound; waits while the engine is behind. Raises BadInputError for what cannot be taken."""
-        if not self.config.sends_audio:
-            raise intake.BadInputError(
-                "This session was opened without sound: set sends_audio in its config to send some."
-            )
-        self._check_open("sound")
-        async with self._busy:
-            await self._work(self._take_sound, pcm)
-        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
-            self._room.clear()
-            await self._room.wait()
-
-    async def push_frame(self, data: bytes, form: intake.FrameFormat, width: int = 0, height: int = 0) -> None:
-        """A picture. Raises BadInputError for what cannot be taken."""
-        if not self.config.sends_video:
-            raise intake.BadInputError(
-                "This session was opened without video: set sends_video in its config to send some."
-            )
-        self._check_open("a picture")
-        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
-        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
-        async with self._pools.heavy if heavy else contextlib.nullcontext():
-            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
-        async with self._busy:
-            self._assembler.push_frame(frame)
-            self._actor.saw(frame)
-
-    async def push_text(self, text: str) -> None:
-        """Typed text; waits while there is much to read. Raises BadInputError for what cannot be taken."""
-        text = intake.check_text(text)
-        self._check_open("text")
-        count, most = 1 + len(self._tokenizer.encode(" " + text)), self._max_text
-        if count > most:
-            raise intake.BadInputError(f"A text message of {count} tokens is too long: send at most {most} at once.")
-        while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
-            self._room.clear()
-            await self._room.wait()
-        self._put_text("text", self._control.user, text)
-        self._actor.typed(text)
-
-    def _check_open(self, what: str) -> None:
-        if self._closed_at is not None:
-            raise intake.BadInputError(f"This session's input was closed, but {what} came after that.")
-
-    @property
-    def _max_text(self) -> int:
-        """Tokens of text that may wait, as many as are read in `max_text_ms`."""
-        return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
-
-    def push_context(self, text: str, *, to_say: bool) -> None:
-        """What the client's own background model found, for the model `to_say`, or else further instructions.
-
-        Raises BadInputError for what cannot be taken, also where the model has too much to read already.
-        """
-        text = intake.check_text(text)
-        self._check_open("text")
-        if self._inbox.waiting_text + 1 + len(self._tokenizer.encode(" " + text)) > self._max_text:
-            seconds = f"{self._settings.max_text_ms / 1000:g}"
-            raise intake.BadInputError(
-                f"The model would have more than {seconds} s of text to read: send less, or later."
-            )
-        if not to_say:
-            self._put_text("instructions", self._control.instructions, text)
-            self._actor.instructed(text)
-        elif not self._actor.offer(text):
-            raise intake.BadInputError("Too many results wait to be said already: send fewer, or later.")
-
-    def begin(self) -> None:
-        """Time goes on from now on, whether sound comes or not."""
-        self._pacer.begin(time.monotonic())
-
-    async def close_input(self, longest_linger_ms: int | None = None) -> None:
-        """No more will come: silence follows until the model has nothing more to say, or for so long."""
-        if self._closed_at is not None:
-            return
-        self._longest_linger_ms = longest_linger_ms or self._longest_linger_ms
-        async with self._busy:
-            if self._pacer.begun and self.config.sends_audio:
-                await self._work(self._assembler.push, self._sound.flush())
-            self._pacer.begin(time.monotonic())
-            self._closed_at = self._inbox.completed
 
     # What the session tells.
 
     def subscribe(self) -> Subscription:
         """A new reader of everything that the session tells from now on; the first thing is `Started`."""
-        limit_ms = None if self._engine.unpaced else self._settings.max_unsent_ms
-        reader = Subscription(self._spec.micro_turn_ms, limit_ms, self._engine.notify)
-        reader.put(events.Started(self.id, stream_of(self._spec), intake.MAX_CHUNK_MS, self._engine.next_tick_s()))
+        return self._subscribe(self._started(), None)
+
+    def _started(self, **resumed: Any) -> events.Started:
+        return events.Started(
+            self.id, stream_of(self._spec), intake.MAX_CHUNK_MS, self._engine.next_tick_s(), **resumed
+        )
+
+    def _subscribe(self, started: events.Started, after: int | None) -> Subscription:
+        limit_ms = self._settings.max_unsent_ms + self._inbox.queued * self._spec.micro_turn_ms
+        reader = self._audience.subscribe([started], None if self._engine.unpaced else limit_ms, after)
         if self._over:
             reader.finish(self._error)
-        self._readers.append(reader)
         return reader
+
+    # Who comes, goes and comes back.
+
+    @property
+    def _within_ms(self) -> int:
+        return round(self._settings.resume_s * 1000)
+
+    @property
+    def moves(self) -> bool:
+        """Whether another server can go on with it."""
+        return self._log is not None
+
+    async def attach(self, after: int) -> Subscription:
+        """The session's client is here, and has been told all up to event `after`; time goes on.
+
+        One that is here already is told that it was taken over.
+
+        Raises:
+          ServerFullError, BusyError: there is no slot for one who comes back; later there may be.
+          ToldTooLongAgoError: not all that follows can be told again.
+        """
+        async with self._attaching:
+            if self._client is not None:
+                self._client.finish(TakenOverError("Another connection has taken this session over."))
+                self._client = None
+            try:
+                if self._parked is not None and not self._over:
+                    self._slot = self._engine.admit(self, self.config.seed, await self._parked)
+                    self._parked = None
+                    self._pacer.go_on(time.monotonic())
+                    self._active_at = time.monotonic()
+                received = await self._work(self._received)
+                known = {"resume_token": self.token, "resume_within_ms": self._within_ms} if self.token else {}
+                self._client = self._subscribe(self._started(received=received, **known), after)
+            finally:
+                if self._client is None and self._parked is None and not self._over:
+                    self._be_alone()
+            if self._expiry is not None:
+                self._expiry.cancel()
+                self._expiry = None
+            return self._client
+
+    def leave(self, reader: Subscription) -> None:
+        """The client that reads this has gone: its session ends, or if it can be resumed waits for it."""
+        if reader is not self._client or self._over:
+            return
+        self._client = None
+        self._be_alone()
+
+    def _be_alone(self) -> None:
+        """Ends; or, where it can be resumed, time stands still, and the slot is free for others, until `attach`."""
+        if not self.token:
+            self.end(GoneError("The client that opened this session has gone."))
+            return
+        assert self._slot is not None
+        parking, self._slot = self._engine.park(self._slot, self), None
+        self._parked = asyncio.create_task(self._put_away(parking))
+        if self._expiry is not None:
+            self._expiry.cancel()
+        seconds = self._settings.resume_s
+        gone = GoneError(f"The client that opened this session has gone, and did not come back within {seconds:g} s.")
+        self._expiry = self._loop.call_later(seconds, self.end, gone)
+
+    async def _put_away(self, parking: concurrent.futures.Future[Any]) -> Any:
+        row = await asyncio.wrap_future(parking)
+        return None if row is None else self._engine.row_of(await self._work(self._engine.to_host, row))
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits for its client."""
+        return self._parked is not None
+
+    def arrived(self, sequence: int) -> None:
+        """Its client has all events up to this one."""
+        self._audience.arrived(sequence)
+
+    def move(self) -> None:
+        """Leaves the session to another server, which finds it where it is kept."""
+        if self._client is not None:
+            self._client.put(events.GoAway("The server is going down: resume the session elsewhere.", self._within_ms))
+        self.end(MovedError("The server is going down, and the session is to be resumed elsewhere."))
+
+    def forget(self) -> None:
+        """The session is over, and its client knows: nothing is kept of it."""
+        if self._log is not None:
+            self._log.close(forget=True)
 
     def end(self, error: Exception | None) -> None:
         """Ends the session, for an `error` if it does not end well, and frees its slot; only the first reason counts.
@@ -226,17 +232,21 @@ class Session:
         if self._over:
             return
         self._over, self._error = True, error
-        self._engine.release(self._slot, self)
-        for task in (self._watcher, self._pump):
-            if task is not asyncio.current_task():
+        if self._slot is not None:
+            self._engine.release(self._slot, self)
+        for task in (self._watcher, self._pump, self._parked):
+            if task is not None and task is not asyncio.current_task():
                 task.cancel()
+        if self._expiry is not None:
+            self._expiry.cancel()
         self._actor.close()
         with contextlib.suppress(OSError):  # what the session ends for may be its journal
-            if error:
+            if error and not isinstance(error, MovedError):
                 self._journal.write("error", self._now(), max(0, self._turn), text=str(error))
             self._journal.close()
-        for reader in self._readers:
-            reader.finish(error)
+        if error and self._log is not None:  # of one that ended well all is kept until its client knows
+            self._log.close(forget=not isinstance(error, MovedError))
+        self._audience.finish(error)
         self._room.set()
         self._on_over(self)
 
@@ -264,166 +274,145 @@ class Session:
         if not self._over and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, argument)
 
-    # Input side.
-
-    async def _work(  # noqa: ANN202
-        self, function: Callable[..., Any], *arguments: object, pool: concurrent.futures.Executor | None = None
-    ):
-        return await self._loop.run_in_executor(pool or self._pools.intake, function, *arguments)
-
-    def _take_sound(self, pcm: bytes) -> None:
-        samples = self._sound.push(pcm)
-        self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
-        self._assembler.push(samples)
-
-    async def _watch(self) -> None:
-        """Completes micro-turns whose sound does not come."""
-        try:
-            while True:
-                async with self._busy:
-                    while self._starved(time.monotonic()):
-                        await self._work(lambda: self._assembler.pad(expected=self._closed_at is not None))
-                await asyncio.sleep(0.001 if self._engine.unpaced and self._closed_at is not None else WATCH_S)
-        except Exception as error:  # reported, or the session would wait for ever
-            self.end(error)
-
-    def _starved(self, now: float) -> bool:
-        if self._closed_at is not None:
-            return self._inbox.queued < (AHEAD if self._engine.unpaced else 1)
-        if not self.config.sends_audio:
-            return self._inbox.queued < 1
-        return not self._engine.unpaced and self._inbox.queued == 0 and self._pacer.late(now)
-
-    def _put_text(self, kind: str, head: int, text: str) -> None:
-        turn = self._inbox.completed
-        self._journal.write(kind, turn * self._spec.micro_turn_s, turn, text=text)
-        self._inbox.put_text([head, *self._tokenizer.encode(" " + text)])
-
-    # Output side.
-
-    def _receive(self, result: TurnResult) -> None:
-        self._results.put_nowait(result)
-        self._room.set()
-        limit_ms = self._settings.max_unsent_ms
-        if not self._engine.unpaced and self._results.qsize() * self._spec.micro_turn_ms > limit_ms:
-            behind = f"{limit_ms / 1000:g} s behind in making this session's sound"
-            self.end(OverloadedError(f"The server is {behind}, so the session was ended."))
-
-    def _unread_ms(self) -> int:
-        """Of an engine that waits for its sessions: how far the slowest reader is behind."""
-        slowest = max((reader.behind_ms for reader in tuple(self._readers) if not reader.over.is_set()), default=0)
-        return self._results.qsize() * self._spec.micro_turn_ms + slowest
-
-    async def _tell(self) -> None:
-        """Takes what the model writes, keeps it, acts on it and tells it: whether anybody reads or not."""
-        try:
-            while not self._finished():
-                item = await self._results.get()
-                told = [item]
-                if isinstance(item, TurnResult):
-                    told = await self._work(self._decode, item, pool=self._pools.output)
-                self._record(told)
-                self._publish(told)
-                self._engine.notify()
-            times = np.asarray(self._step_ms or [0.0])
-            p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
-            self._journal.write("end", self._now(), self._turn)
-            self._publish([events.Ended(len(self._step_ms), self._misses, p50, p99, self._silence_ms)])
-            self.end(None)
-        except Exception as error:  # reported, or nobody would know
-            self.end(error)
-
-    def _publish(self, told: Sequence[events.Event]) -> None:
-        self._readers = [reader for reader in self._readers if not reader.over.is_set()]
-        for reader in self._readers:
-            for event in told:
-                reader.put(event)
-
-    def _decode(self, result: TurnResult) -> list[events.Event]:
-        """Tokens and mel to words and sound; runs in the pool."""
-        turn, block = result.turn, result.block
-        decision = self._outlet.decision(result.tokens)
-        told: list[events.Event] = [
-            events.Turn(turn, decision, result.step_ms, result.missed, block.silence_ms, block.level, block.frames)
-        ]
-        told += self._outlet.words(turn, result.tokens, result.heard)
-        if self.config.wants_audio:
-            mel = result.mel.reshape(self._spec.mel_frames, self._spec.mel_bins)
-            sound = self._outlet.sound(turn, mel if result.speaking else None)
-            told += [sound] if sound else []
-        return told
-
-    def _record(self, told: Sequence[events.Event]) -> None:
-        """Events of a micro-turn into the journal, and into what the background model will be told; then asks it."""
-        delegates = False
-        for event in told:
-            journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
-            if isinstance(event, events.Turn):
-                self._count(event)
-                delegates = event.decision is events.Decision.DELEGATE
-        self._actor.observe(told)
-        if delegates and self.config.background:
-            self._actor.delegate()
-
-    def _count(self, event: events.Turn) -> None:
-        self._turn = event.turn
-        self._step_ms.append(event.step_ms)
-        self._misses += event.missed
-        self._silence_ms += event.silence_ms
-        quiet = (
-            self._closed_at is not None and event.turn >= self._closed_at and event.decision is events.Decision.LISTEN
-        )
-        self._quiet = self._quiet + 1 if quiet else 0
-
-    def _finished(self) -> bool:
-        if self._closed_at is None:
-            return False
-        since_close = (self._turn + 1 - self._closed_at) * self._spec.micro_turn_ms
-        settled = self._quiet * self._spec.micro_turn_ms >= self._settings.linger_ms and not self._actor.pending
-        return settled or since_close >= self._longest_linger_ms
-
-    def _now(self) -> float:
-        return (self._turn + 1) * self._spec.micro_turn_s
-
-    def _report(self, event: TaskEvent) -> None:
-        self._results.put_nowait(events.Background(max(0, self._turn), event.task, event.state, event.text))
-
-    def _answer(self, text: str) -> None:
-        self._quiet = 0
-        self._inbox.put_text([self._control.background, *self._tokenizer.encode(" " + text)])
-
 
 class Sessions:
     """All live sessions of a server.
 
     Attributes:
       engine: steps them. settings: how they are treated.
+      resumed: how many were resumed so far.
     """
 
-    def __init__(self, engine: Engine, settings: SessionSettings, journal_dir: pathlib.Path | None) -> None:
-        """Makes a server's sessions; journals go to `journal_dir`, one file each, if there is one."""
-        self.engine, self.settings, self._journal_dir = engine, settings, journal_dir
+    def __init__(
+        self,
+        engine: Engine,
+        settings: SessionSettings,
+        journal_dir: pathlib.Path | None,
+        session_dir: pathlib.Path | None = None,
+    ) -> None:
+        """Makes a server's sessions.
+
+        Args:
+          engine: steps them.
+          settings: how they are treated.
+          journal_dir: for their journals, one file each, if there is one.
+          session_dir: for all that another process needs to go on with those that can be resumed, if there is one.
+        """
+        self.engine, self.settings, self._journal_dir, self._session_dir = engine, settings, journal_dir, session_dir
         self._pools = Pools()
         self._live: set[Session] = set()
+        self._resumable: dict[str, Session] = {}  # by id; also those that are over, while their clients may not know
+        self._since = time.time()
+        self.resumed = 0
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def open(self, config: SessionConfig) -> Session:
-        """A new session.
+    @property
+    def parked(self) -> int:
+        """Sessions that wait for their clients."""
+        return sum(session.parked for session in self._live)
+
+    @property
+    def _model(self) -> str:
+        return f"{self.engine.bundle.name} {self.engine.bundle.spec}"
+
+    def open(self, config: SessionConfig, *, resumable: bool = False) -> Session:
+        """A new session; `resumable` where the engine can put conversations into slots.
 
         Raises:
-          ServerFullError: every slot is taken.
-          JournalError: its journal cannot be written.
+          ServerFullError, BusyError: there is no slot.
+          JournalError: its journal, or what it is to be kept in, cannot be written.
         """
-        session_id = uuid.uuid4().hex[:12]
+        session_id, token, log = uuid.uuid4().hex[:12], "", None
+        if resumable and self.engine.parks:
+            token = f"{session_id}.{secrets.token_urlsafe(24)}"
+            log = self._log_for(session_id, token, config)
+        return self._add(session_id, config, token, log)
+
+    def _log_for(self, session_id: str, token: str, config: SessionConfig) -> SessionLog | None:
+        if self._session_dir is None:
+            return None
+        head = {"digest": _digest(token), "config": config.to_plain(), "model": self._model}
+        try:
+            return SessionLog.create(self._session_dir / session_id, head, self.settings.snapshot_turns)
+        except OSError as error:
+            raise JournalError(f"What this session is kept in cannot be written: {error.strerror}.") from error
+
+    def _add(
+        self, session_id: str, config: SessionConfig, token: str, log: SessionLog | None, kept: Kept | None = None
+    ) -> Session:
         path = self._journal_dir and self._journal_dir / f"{session_id}.jsonl"
-        journal, over = Journal(path), self._live.discard
-        session = Session(session_id, config, self.engine, journal, self._pools, self.settings, over)
+        after = None if kept is None else kept.state["journal"] if kept.state else 0
+        settings = self.engine, Journal(path, after=after), self._pools, self.settings
+        try:
+            session = Session(session_id, config, *settings, self._is_over, token, log, kept)
+        except BaseException:
+            if log is not None:
+                log.close(forget=kept is None)
+            raise
         self._live.add(session)
+        if token:
+            self._resumable[session_id] = session
         return session
+
+    def _is_over(self, session: Session) -> None:
+        self._live.discard(session)
+        if session.id in self._resumable:
+            asyncio.get_running_loop().call_later(self.settings.resume_s, self.forget, session)
+
+    def forget(self, session: Session) -> None:
+        """The session is over and its client knows, or has had long enough: nothing is kept of it."""
+        if self._resumable.pop(session.id, None) is not None:
+            session.forget()
+
+    async def resume(self, token: str) -> Session:
+        """The session that this token opens, of this process or left by another; it can be attached to.
+
+        Raises:
+          UnknownSessionError: there is none.
+          HeldElsewhereError: another process runs it.
+          ServerFullError, BusyError: there is no slot.
+          JournalError: its model is not this one.
+        """
+        session_id, _, _ = token.partition(".")
+        session = self._resumable.get(session_id)
+        if session is None:
+            session = await self._take_up(session_id, token)
+        elif not hmac.compare_digest(session.token.encode(), token.encode()):
+            raise UnknownSessionError
+        self.resumed += 1
+        return session
+
+    async def _take_up(self, session_id: str, token: str) -> Session:
+        if self._session_dir is None or not self.engine.parks or not re.fullmatch("[0-9a-f]{12}", session_id):
+            raise UnknownSessionError
+        log, kept = await asyncio.to_thread(SessionLog.open, self._session_dir / session_id)
+        if not hmac.compare_digest(kept.head["digest"], _digest(token)):
+            log.close(forget=False)
+            raise UnknownSessionError
+        if kept.head["model"] != self._model:
+            log.close(forget=False)
+            raise JournalError("This server has another model than the one that the session is held with.")
+        return self._add(session_id, SessionConfig.of_plain(kept.head["config"]), token, log, kept)
+
+    async def sweep(self) -> None:
+        """Removes, as long as it runs, what is kept of sessions that nobody has resumed in time."""
+        while self._session_dir is not None:
+            await asyncio.to_thread(session_log.sweep, self._session_dir, self.settings.resume_s, self._since)
+            await asyncio.sleep(self.settings.resume_s)
+
+    def move_all(self) -> None:
+        """Leaves every session to other servers that another one can go on with."""
+        for session in tuple(self._live):
+            if session.moves:
+                session.move()
 
     def end_all(self, error: Exception) -> None:
         """Ends every session with this error."""
         for session in tuple(self._live):
             session.end(error)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

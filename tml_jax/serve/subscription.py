@@ -19,12 +19,17 @@ class Subscription:
 
     Attributes:
       over: set when nothing more will come than what waits already.
+      sequence: number of the last numbered event that was read, in the session.
     """
 
-    def __init__(self, micro_turn_ms: int, limit_ms: int | None, read: Callable[[], None]) -> None:
-        """Makes one that may fall `limit_ms` of micro-turns behind (None: any number); `read` is told of each event."""
+    def __init__(self, micro_turn_ms: int, limit_ms: int | None, read: Callable[[], None], sequence: int = 0) -> None:
+        """Makes one that may fall `limit_ms` of micro-turns behind (None: any number); `read` is told of each event.
+
+        It has read all events up to `sequence`, and passes them over.
+        """
         self._micro_turn_ms, self._limit_ms, self._read = micro_turn_ms, limit_ms, read
-        self._waiting: collections.deque[events.Event] = collections.deque()
+        self.sequence = self._last = sequence
+        self._waiting: collections.deque[tuple[int, events.Event]] = collections.deque()
         self._error: Exception | None = None
         self._turns = 0
         self._news = asyncio.Event()
@@ -40,11 +45,11 @@ class Subscription:
         """Events that were told and not read yet."""
         return len(self._waiting)
 
-    def put(self, event: events.Event) -> None:
-        """Tells one event; nothing where the subscription is over."""
-        if self.over.is_set():
+    def put(self, event: events.Event, sequence: int = 0) -> None:
+        """Tells one event and its number, if it has one; nothing where the subscription is over."""
+        if self.over.is_set() or 0 < sequence <= self._last:
             return
-        self._waiting.append(event)
+        self._waiting.append((sequence, event))
         self._turns += isinstance(event, events.Turn)
         self._news.set()
         if self._limit_ms is not None and self.behind_ms > self._limit_ms:
@@ -74,7 +79,8 @@ class Subscription:
                 raise self._error or StopAsyncIteration
             self._news.clear()
             await self._news.wait()
-        event = self._waiting.popleft()
+        sequence, event = self._waiting.popleft()
+        self.sequence = sequence or self.sequence
         self._turns -= isinstance(event, events.Turn)
         self._read()
         return event

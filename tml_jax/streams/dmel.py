@@ -61,7 +61,11 @@ def dmel(waveform: Float[np.ndarray, "samples"], spec: StreamSpec) -> Int32[np.n
 
 
 class DmelStream:
-    """Levels of a sound that arrives in pieces of any length."""
+    """Levels of a sound that arrives in pieces of any length.
+
+    Attributes:
+      held: float32, the last samples, at which the next frames look, too: all that a stream remembers.
+    """
 
     def __init__(self, spec: StreamSpec) -> None:
         self._spec = spec
@@ -69,11 +73,11 @@ class DmelStream:
 
     def reset(self) -> None:
         """Forgets the sound so far."""
-        self._held = np.zeros(self._spec.dmel_window - self._spec.dmel_hop, np.float32)
+        self.held = np.zeros(self._spec.dmel_window - self._spec.dmel_hop, np.float32)
 
     def push(self, samples: Float[np.ndarray, "samples"]) -> Int32[np.ndarray, "frames bins"]:
         """The frames that `samples` complete: none, one or more."""
-        sound = np.concatenate([self._held, np.asarray(samples, np.float32)])
+        sound = np.concatenate([self.held, np.asarray(samples, np.float32)])
         frames = spectrum.cut(sound, self._spec.dmel_window, self._spec.dmel_hop)
-        self._held = sound[len(frames) * self._spec.dmel_hop :]
+        self.held = sound[len(frames) * self._spec.dmel_hop :]
         return _levels(frames, self._spec)

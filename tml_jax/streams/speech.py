@@ -6,7 +6,7 @@ them. So `mel_frames` frames tile a micro-turn exactly, nothing at a clip's begi
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -113,6 +113,14 @@ class Vocoder:
         self._mel = np.zeros((self._carried, self._spec.mel_bins), np.float32)  # magnitudes of the carried frames
         # The end of the played sound, and what the frames so far make of the sound to be played.
         self._past = np.zeros(2 * self._overlap, np.float32)
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers of the sound so far."""
+        return {"silent": self._silent, "mel": self._mel, "past": self._past}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on where another one was."""
+        self._silent, self._mel, self._past = state["silent"], state["mel"], state["past"]
 
     def push(self, mel: Float[np.ndarray, "frames bins"] | None) -> Float[np.ndarray, "samples"]:
         """The sound of one micro-turn.

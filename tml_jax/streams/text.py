@@ -145,6 +145,14 @@ class TextDecoder:
         """Whether bytes of an unfinished character are held back."""
         return bool(self._utf8.getstate()[0])
 
+    def state(self) -> tuple[bytes, int]:
+        """All that it remembers."""
+        return self._utf8.getstate()
+
+    def go_on(self, state: tuple[bytes, int]) -> None:
+        """Goes on where another one was."""
+        self._utf8.setstate((state[0], state[1]))
+
     def flush(self) -> str:
         """What was held back, as U+FFFD: the stream ends here or jumps."""
         return self._utf8.decode(b"", final=True)

@@ -29,18 +29,38 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Position:
+    """How much there is of a client's input: samples of each channel, pictures, typed texts; whether it was closed."""
+
+    sound: int = 0
+    frames: int = 0
+    texts: int = 0
+    closed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Started:
-    """The session has a slot; `next_tick_s` seconds from now the engine ticks."""
+    """The session has a slot; `next_tick_s` seconds from now the engine ticks.
+
+    `resume_token` opens it again, within `resume_within_ms` after a call has ended (empty: nothing does); `received` is
+    what there is of the input.
+    """
 
     session_id: str
     stream: Stream
     max_chunk_ms: int
     next_tick_s: float
+    resume_token: str = ""
+    resume_within_ms: int = 0
+    received: Position = Position()
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One micro-turn was stepped; `input_level` and `silence_ms` describe the user's sound in it."""
+    """One micro-turn was stepped; `input_level`, `silence_ms` and `lost_ms` describe the user's sound in it.
+
+    `received` is what there is for good of the input, and what its client need not keep.
+    """
 
     turn: int
     decision: Decision
@@ -49,6 +69,8 @@ class Turn:
     silence_ms: int
     input_level: float
     frames: int
+    received: Position = Position()
+    lost_ms: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,4 +125,12 @@ class Ended:
     silence_ms: int
 
 
-Event = Started | Turn | Words | HeardWords | Sound | Background | Ended
+@dataclasses.dataclass(frozen=True)
+class GoAway:
+    """The server goes down, for this `reason`; the session can be resumed elsewhere, for so long."""
+
+    reason: str
+    reconnect_within_ms: int
+
+
+Event = Started | Turn | Words | HeardWords | Sound | Background | Ended | GoAway

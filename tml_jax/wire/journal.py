@@ -8,6 +8,7 @@ it is heard: the output of micro-turn k has ``t = (k + 1) * 0.2``. Types and the
 session                  first line: ``session`` (id), ``seed``, ``micro_turn_s``, ``started_unix_s``
 sound                    ``level``: loudness of the user's sound in this micro-turn, root mean square, full scale 1
 silence                  ``ms`` of silence put in for sound that did not arrive in time
+lost                     ``ms`` of sound that the client had numbered and did not send
 frame                    ``count`` of frames that arrived in this micro-turn
 text, instructions       ``text`` that was typed, given
 listen, speak, delegate  the decision of this micro-turn, exactly one per micro-turn
@@ -45,9 +46,12 @@ class Journal:
       events: what was written, when `keep` was asked for.
     """
 
-    def __init__(self, path: pathlib.Path | None, *, keep: bool = False) -> None:
-        """Makes a journal; the file is opened by the first event. Without a path events are only kept."""
-        self._path, self._keep = path, keep
+    def __init__(self, path: pathlib.Path | None, *, keep: bool = False, after: int | None = None) -> None:
+        """Makes a journal; the file is opened by the first event. Without a path events are only kept.
+
+        One that goes on with a file does so `after` as many of its bytes; what follows them is written anew.
+        """
+        self._path, self._keep, self._after = path, keep, after
         self._file: TextIO | None = None
         self._closed = False
         self.events: list[Event] = []
@@ -61,11 +65,18 @@ class Journal:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # What people say to a machine is nobody else's to read.
             self._file = os.fdopen(os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a", 1, "utf-8")
+            if self._after is not None and self.size > self._after:
+                os.truncate(self._path, self._after)
         if self._file is not None:
             self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
         if self._keep:
             self.events.append(event)
         return event
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far."""
+        return os.fstat(self._file.fileno()).st_size if self._file is not None and not self._closed else 0
 
     def close(self) -> None:
         """Closes the file; later events are dropped."""
@@ -115,6 +126,8 @@ def journal_event(journal: Journal, event: events.Event, micro_turn_s: float, ha
                 journal.write("frame", starts, turn, count=event.frames)
             if event.silence_ms:
                 journal.write("silence", starts, turn, ms=event.silence_ms)
+            if event.lost_ms:
+                journal.write("lost", starts, turn, ms=event.lost_ms)
             journal.write(event.decision.value, heard_at, turn)
             journal.write("step", heard_at, turn, ms=round(event.step_ms, 3), missed=event.missed)
         case events.HeardWords():

@@ -15,16 +15,24 @@ def stream_info(stream: events.Stream) -> Any:
     return protos.StreamInfo(**vars(stream))
 
 
+def position(message: Any) -> events.Position:
+    """A `Position` as it was on the server."""
+    return events.Position(message.sound, message.frames, message.texts, message.closed)
+
+
 def to_message(event: events.Event) -> Any:
     """An event as a `ConverseResponse`."""
     reply = protos.ConverseResponse
     match event:
-        case events.Started(session_id, stream, max_chunk_ms, next_tick_s):
+        case events.Started():
             started = protos.SessionStarted(
-                session_id=session_id,
-                stream=stream_info(stream),
-                max_chunk_ms=max_chunk_ms,
-                next_tick_ms=next_tick_s * 1000,
+                session_id=event.session_id,
+                stream=stream_info(event.stream),
+                max_chunk_ms=event.max_chunk_ms,
+                next_tick_ms=event.next_tick_s * 1000,
+                resume_token=event.resume_token,
+                resume_within_ms=event.resume_within_ms,
+                received=protos.Position(**vars(event.received)),
             )
             return reply(started=started)
         case events.Turn():
@@ -37,6 +45,8 @@ def to_message(event: events.Event) -> Any:
                 silence_ms=event.silence_ms,
                 input_level=event.input_level,
                 frames=event.frames,
+                received=protos.Position(**vars(event.received)),
+                lost_ms=event.lost_ms,
             )
             return reply(turn=turn)
         case events.Words():
@@ -60,6 +70,8 @@ def to_message(event: events.Event) -> Any:
                 silence_ms=event.silence_ms,
             )
             return reply(ended=ended)
+        case events.GoAway():
+            return reply(go_away=protos.GoAway(**vars(event)))
 
 
 def to_event(message: Any) -> events.Event:
@@ -69,10 +81,26 @@ def to_event(message: Any) -> events.Event:
     match kind:
         case "started":
             sizes = {field.name: getattr(m.stream, field.name) for field in dataclasses.fields(events.Stream)}
-            return events.Started(m.session_id, events.Stream(**sizes), m.max_chunk_ms, m.next_tick_ms / 1000)
+            return events.Started(
+                m.session_id,
+                events.Stream(**sizes),
+                m.max_chunk_ms,
+                m.next_tick_ms / 1000,
+                m.resume_token,
+                m.resume_within_ms,
+                position(m.received),
+            )
         case "turn":
             return events.Turn(
-                m.turn, _DECISION[m.decision], m.step_ms, m.deadline_missed, m.silence_ms, m.input_level, m.frames
+                m.turn,
+                _DECISION[m.decision],
+                m.step_ms,
+                m.deadline_missed,
+                m.silence_ms,
+                m.input_level,
+                m.frames,
+                position(m.received),
+                m.lost_ms,
             )
         case "text":
             return events.Words(m.turn, m.text, m.start_ms, m.end_ms)
@@ -82,5 +110,7 @@ def to_event(message: Any) -> events.Event:
             return events.Sound(m.turn, m.start_ms, m.end_ms, from_pcm(m.pcm), m.level)
         case "background":
             return events.Background(m.turn, m.task if m.HasField("task") else None, _STATE[m.state], m.text)
+        case "go_away":
+            return events.GoAway(m.reason, m.reconnect_within_ms)
         case _:
             return events.Ended(m.turns, m.deadline_misses, m.step_p50_ms, m.step_p99_ms, m.silence_ms)

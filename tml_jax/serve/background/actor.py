@@ -21,18 +21,16 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from tml_jax.serve.background import consent
 from tml_jax.serve.background.backend import UNKNOWN, Answer, Delivery, Tool, ToolSpec, cut
-from tml_jax.serve.background.context import ContextPackage, Entry, Timeline
+from tml_jax.serve.background.context import ContextPackage
 from tml_jax.serve.background.mind import Mind
 from tml_jax.wire import events
 
 IDLE_TURNS = 2  # micro-turns without speech
 REACTION_TURNS = 5  # that the model may take to begin to say what it was given
 PATIENCE_S = 20.0
-MAX_WAITING = 16  # results that wait to be put
+RECENT_S = 3.0  # what the user says within it may be one sentence
 MAX_ANNOUNCED = 500  # characters of the arguments of a call that the user is asked to confirm
 PROGRESS_S = 0.5  # between two words of progress
 SPEECH = 0.01  # root mean square, full scale 1; quieter sound is no speech
@@ -51,9 +49,9 @@ class TaskEvent:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Result:
-    """Words for the model, of a `task` or not, and what follows when they are put to it."""
+    """Words of a task for the model, and what happens when they are put to it."""
 
-    task: int | None
+    task: int
     text: str
     since_s: float
     when_put: Callable[[], None]
@@ -80,19 +78,24 @@ class BackgroundActor:
     """See the module. Made and used on the session's event loop."""
 
     def __init__(
-        self, mind: Mind, say: Callable[[str], None], report: Callable[[TaskEvent], None], now: Callable[[], float]
+        self,
+        mind: Mind,
+        say: Callable[[str], None],
+        remember: Callable[[str], None],
+        report: Callable[[TaskEvent], None],
+        now: Callable[[], float],
     ) -> None:
         """Makes an actor.
 
         Args:
           mind: does the work.
-          say: called with text for the model.
+          say: called with text for the model. remember: with text for the context alone.
           report: called when a task starts, goes on or ends.
           now: session time, seconds.
         """
-        self._mind, self._say, self._report, self._now = mind, say, report, now
+        self._mind, self._say, self._remember, self._report, self._now = mind, say, remember, report, now
         self._loop = asyncio.get_running_loop()
-        self._timeline = Timeline()
+        self._recent: collections.deque[tuple[float, str]] = collections.deque(maxlen=64)
         self._floor, self._quiet = _Floor(), 0
         self._running: tuple[int, asyncio.Task[None]] | None = None
         self._waiting: tuple[int, ContextPackage] | None = None
@@ -106,8 +109,8 @@ class BackgroundActor:
 
     @property
     def pending(self) -> int:
-        """Tasks whose result was not put to the model yet, and results of the client's."""
-        return (self._running is not None) + (self._waiting is not None) + len(self._results)
+        """Tasks whose result was not put to the model yet."""
+        return (self._running is not None) + (self._waiting is not None)
 
     @property
     def is_idle(self) -> bool:
@@ -124,9 +127,9 @@ class BackgroundActor:
                     self._turn(event)
                 case events.HeardWords(text=text):
                     self._quiet = min(self._quiet, 0)
-                    self._user_said("heard", text)
-                case events.Words(text=text):
-                    self._timeline.add(Entry(self._now(), "said", text))
+                    self._user_said(text)
+                    if self._request is not None:
+                        self._request.heard(text)
         if self._results:
             waits_s = self._now() - max(self._results[0].since_s, self._put_s)
             if self.is_idle or waits_s > PATIENCE_S:
@@ -134,33 +137,29 @@ class BackgroundActor:
 
     def typed(self, text: str) -> None:
         """The user typed this."""
-        self._user_said("typed", text)
+        self._user_said(f" {text} ")
+        if self._request is not None:
+            self._request.typed(text)
 
-    def instructed(self, text: str) -> None:
-        """The model was instructed so."""
-        self._timeline.add(Entry(self._now(), "instructions", text))
+    def delegate(self, context: ContextPackage, number: int | None = None) -> int:
+        """The model hands over; returns the number of the task that will answer.
 
-    def saw(self, picture: np.ndarray) -> None:
-        """The last picture, uint8 [height, width, 3]; that there was one is told by its micro-turn."""
-        self._timeline.picture = picture
-
-    def offer(self, text: str) -> bool:
-        """What the client's own background model found; False where too much waits already."""
-        if len(self._results) >= MAX_WAITING:
-            return False
-        self._results.append(_Result(None, text, self._now(), lambda: self._report(TaskEvent(None, "finished", text))))
-        return True
-
-    def delegate(self) -> int:
-        """The model hands over; returns the number of the task that will answer."""
-        context = self._timeline.package(self._now())
+        Args:
+          context: the conversation so far.
+          number: that of a task which another process has left undone; None takes the next.
+        """
+        if self._running is not None and number == self._running[0]:  # it was merged into it before that had begun
+            self._running[1].cancel()
+            self._start(number, context)
+            return number
         if self._waiting is None:
-            self._waiting = (self._count, context)
-            self._count += 1
+            number = self._count if number is None else number
+            self._count = max(self._count, number + 1)
         else:
-            self._waiting = (self._waiting[0], context)
+            number = self._waiting[0]
+        self._waiting = number, context
         self._begin()
-        return self._waiting[0] if self._waiting else self._count - 1
+        return number
 
     def cancel(self, reason: str) -> None:
         """Ends the work under way, and what waits, without an answer."""
@@ -170,7 +169,10 @@ class BackgroundActor:
             self._running = None
             self._results = collections.deque(result for result in self._results if result.task != number)
             self._report(TaskEvent(number, "failed", reason))
-        self._waiting = None
+        if self._waiting is not None:
+            (number, context), self._waiting = self._waiting, None
+            self._report(TaskEvent(number, "started", context.question()))
+            self._report(TaskEvent(number, "failed", reason))
 
     def close(self) -> None:
         """Drops everything; the session is over."""
@@ -187,23 +189,24 @@ class BackgroundActor:
             self._quiet = 0
         else:
             self._quiet = min(self._quiet, 0) if loud else self._quiet + 1
-        if turn.frames:
-            self._timeline.add(Entry(self._now(), "seen", str(turn.frames)))
         if self._request is not None:
             self._request.turn(speaks, loud, self._quiet)
 
-    def _user_said(self, kind: str, text: str) -> None:
-        self._timeline.add(Entry(self._now(), kind, text))
-        if self._request is not None:
-            self._request.heard(text) if kind == "heard" else self._request.typed(text)
-        if self._running is not None and consent.calls_off(self._timeline.package(self._now()).question(3.0)):
+    def _user_said(self, piece: str) -> None:
+        self._recent.append((self._now(), piece))
+        words = "".join(piece for time_s, piece in self._recent if time_s >= self._now() - RECENT_S)
+        if self._running is not None and consent.calls_off(words):
+            self._recent.clear()
             self.cancel("called off by the user")
 
     def _begin(self) -> None:
         if self._running is None and self._waiting is not None:
             (number, context), self._waiting = self._waiting, None
-            self._running = number, asyncio.create_task(self._run(number, context))
-            self._report(TaskEvent(number, "started", context.question()))
+            self._start(number, context)
+
+    def _start(self, number: int, context: ContextPackage) -> None:
+        self._running = number, asyncio.create_task(self._run(number, context))
+        self._report(TaskEvent(number, "started", context.question()))
 
     async def _run(self, number: int, context: ContextPackage) -> None:
         desk, limits = _Desk(self, number, context, self._mind), self._mind.limits
@@ -222,23 +225,24 @@ class BackgroundActor:
         def put() -> None:
             self._running = None
             self._report(TaskEvent(number, state, told))
-            self._begin()
 
         result = _Result(number, answer.text, self._now(), put)
         match answer.delivery:
             case Delivery.SILENT:
-                self._timeline.add(Entry(self._now(), "background", answer.text))
                 put()
+                self._remember(answer.text)
+                self._begin()
             case Delivery.INTERRUPT:
                 self._put(result)
             case Delivery.WHEN_IDLE:
                 self._results.append(result)
 
     def _put(self, result: _Result) -> None:
-        self._timeline.add(Entry(self._now(), "background", result.text))
+        """A result goes to the model; that it has is reported with it, so that whoever keeps one keeps both."""
         self._quiet, self._put_s = -REACTION_TURNS, self._now()
-        self._say(result.text)
         result.when_put()
+        self._say(result.text)
+        self._begin()
 
     def progress(self, number: int, text: str) -> None:
         """A task says how it goes; not every word of it is told."""

@@ -13,7 +13,19 @@ from grpc_reflection.v1alpha import reflection
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionConfig
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.errors import (
+    BusyError,
+    DrainedError,
+    HeldElsewhereError,
+    JournalError,
+    LimitError,
+    MovedError,
+    OverloadedError,
+    TakenOverError,
+    TimeLimitError,
+    ToldTooLongAgoError,
+    UnknownSessionError,
+)
 from tml_jax.serve.sessions import Session, Sessions, stream_of
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import messages, protos
@@ -24,6 +36,7 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a lottery
 )
+FIRST_S = 30.0  # for the first message to come
 UNREAD_S = 10.0  # how long what was told waits to be read once nothing more comes
 _STATUS = {
     intake.BadInputError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -32,6 +45,14 @@ _STATUS = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     JournalError: grpc.StatusCode.UNAVAILABLE,
     DrainedError: grpc.StatusCode.UNAVAILABLE,
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TimeLimitError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    MovedError: grpc.StatusCode.UNAVAILABLE,
+    HeldElsewhereError: grpc.StatusCode.UNAVAILABLE,
+    TakenOverError: grpc.StatusCode.ABORTED,
+    UnknownSessionError: grpc.StatusCode.NOT_FOUND,
+    ToldTooLongAgoError: grpc.StatusCode.OUT_OF_RANGE,
     EngineDiedError: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -83,9 +104,13 @@ class GrpcDoor:
         return self.port
 
     async def drain(self, grace_s: float) -> None:
-        """Goes down: no new session from now on; live ones have `grace_s` seconds to end by themselves."""
+        """Goes down: no new session from now on.
+
+        Live ones that another server can resume are left to it; the others have `grace_s` seconds to end by themselves.
+        """
         self._draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._sessions.move_all()
         deadline = asyncio.get_running_loop().time() + grace_s
         while len(self._sessions) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
@@ -98,10 +123,9 @@ class GrpcDoor:
 
     async def _converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         try:
-            session = self._sessions.open(await self._first(requests, context))
+            session, told = await self._begin(requests)
         except tuple(_STATUS) as error:
             await context.abort(_status(error), str(error))
-        told = session.subscribe()
         reader = asyncio.create_task(self._read(session, requests))
         writer = asyncio.create_task(_write(told, context))
         over = asyncio.create_task(told.over.wait())
@@ -112,34 +136,44 @@ class GrpcDoor:
             if not writer.done():
                 raise SlowClientError("The client reads nothing, so its call was ended.")
             writer.result()
+            self._sessions.forget(session)
+        except (TakenOverError, MovedError) as error:
+            await context.abort(_status(error), str(error))
         except Exception as error:
             session.end(error)
+            self._sessions.forget(session)
             await context.abort(_status(error), _sentence(error))
         finally:  # also when the client has gone, which cancels this coroutine
             for task in (reader, writer, over):
                 task.cancel()
-            session.end(GoneError("The client that opened this session has gone."))
+            session.leave(told)
 
-    async def _first(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> SessionConfig:
+    async def _begin(self, requests: AsyncIterator[bytes]) -> tuple[Session, Subscription]:
+        """The session that the first message asks for, and all that is to be told of it."""
         if self._draining:
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE, "The server is going down and takes no new session: use another one."
-            )
-        message = await anext(aiter(requests), None)
+            raise DrainedError("The server is going down and takes no new session: use another one.")
+        try:
+            message = await asyncio.wait_for(anext(aiter(requests), None), FIRST_S)
+        except TimeoutError:
+            raise TimeLimitError(f"No first message came within {FIRST_S:g} s.") from None
         request = None if message is None else _parse(message)
-        if request is None or request.WhichOneof("payload") != "config":
-            found = "nothing" if request is None else request.WhichOneof("payload") or "an empty message"
+        kind = None if request is None else request.WhichOneof("payload")
+        if kind == "resume":
+            session, after = await self._sessions.resume(request.resume.token), request.resume.sequence
+        elif kind == "config":
+            config, after = session_config(request.config), 0
+            session = self._sessions.open(config, resumable=request.config.resumable)
+        else:
+            found = "nothing" if request is None else kind or "an empty message"
             raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
-        if request.config.resume_session_id:
-            sentence = f"There is no session {request.config.resume_session_id!r} here: start a new one."
-            await context.abort(grpc.StatusCode.NOT_FOUND, sentence)
-        return session_config(request.config)
+        return session, await session.attach(after)
 
     async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
             async for request in requests:
                 await _take(session, _parse(request))
-            await session.close_input()
+            if not session.token:  # of one that can be resumed the connection may have ended, and not the input
+                await session.close_input()
         except Exception as error:
             session.end(error)
 
@@ -150,6 +184,9 @@ class GrpcDoor:
             stream=messages.stream_info(stream_of(self._bundle.spec)),
             slots=stats.slots,
             live_sessions=stats.live,
+            parked_sessions=self._sessions.parked,
+            refused_sessions=stats.refused,
+            resumed_sessions=self._sessions.resumed,
             draining=self._draining,
             compilations_after_warmup=stats.compilations_after_warmup,
             steps=stats.steps,
@@ -171,8 +208,12 @@ def _sentence(error: Exception) -> str:
 
 
 async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
+    before = told.sequence
     async for event in told:
-        await context.write(messages.to_message(event))
+        message = messages.to_message(event)
+        if told.sequence != before:
+            message.sequence = before = told.sequence
+        await context.write(message)
 
 
 def _parse(message: bytes) -> Any:
@@ -186,18 +227,25 @@ async def _take(session: Session, request: Any) -> None:
     """One message of the client, after the first."""
     match request.WhichOneof("payload"):
         case "audio":
-            await session.push_audio(request.audio.pcm)
+            await session.push_audio(request.audio.pcm, _offset(request.audio))
         case "frame":
             frame = request.frame
-            await session.push_frame(frame.data, _frame_format(frame.encoding), frame.width, frame.height)
+            form = _frame_format(frame.encoding)
+            await session.push_frame(frame.data, form, frame.width, frame.height, _offset(frame))
         case "text":
-            await session.push_text(request.text.text)
+            await session.push_text(request.text.text, _offset(request.text))
         case "close":
             await session.close_input()
-        case "config":
+        case "received":
+            session.arrived(request.received.sequence)
+        case "config" | "resume":
             raise intake.BadInputError("The config is only the first message of a session, and a second one came.")
         case _:
             raise intake.BadInputError("A message of the session holds nothing that this server knows.")
+
+
+def _offset(message: Any) -> int | None:
+    return message.offset if message.HasField("offset") else None
 
 
 def _frame_format(encoding: int) -> intake.FrameFormat:

@@ -1,49 +1,34 @@
-"""OpenAI's GPT-Live protocol over WebSocket, on our sessions: `/v1/live/sessions`.
+"""OpenAI's GPT-Live protocol over WebSocket, on our sessions: `/v1/live/sessions`, and `/{id}/attach` to watch one.
 
 Both sides are full duplex, so nearly everything maps onto itself: sound goes in and comes out all the time, texts are
 fragments with their times, and there are no turns to begin, end or cut. ``docs/doors.md`` says what means nothing here.
 """
 
 import asyncio
+import collections
 import contextlib
-import itertools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from absl import logging
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
-from tml_jax.serve import intake
-from tml_jax.serve.doors import live_config
-from tml_jax.serve.doors.audio import AudioEncoder
-from tml_jax.serve.doors.live_config import ProtocolError
-from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
-from tml_jax.serve.sessions import Session, Sessions
-from tml_jax.serve.subscription import SlowClientError, Subscription
+from tml_jax.serve.doors import conversation, live_config, pictures, protocol
+from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.doors.protocol import ProtocolError, to_base64
+from tml_jax.serve.doors.telling import Messages, Telling
+from tml_jax.serve.errors import GoneError
+from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import events
+from tml_jax.wire.pcm import from_pcm
 
 PATH = "/v1/live/sessions"
-START_S = 30.0  # for a client to send `session.start`
-LIFETIME_S = 24 * 3600
 CLOSE_S = 4.5  # clients wait for 5 s
 FED_S, LINGER_MS = 1.0, 1500  # parts of it: what is heard already is still read, what is being said still said
-UNREAD_S = 5.0  # for what was told to be read once nothing more comes
-MAX_EVENT = 2 << 20  # characters
-MAX_HEARD_S = 60  # sound that waits because it came faster than time goes
 MAX_APPEND = 500  # tokens
 FRAME_MS, USAGE_MS = 100, 15_000
-_FAILURES = {  # error: its code, the code that the socket closes with
-    ServerFullError: ("server_full", 1013),
-    OverloadedError: ("server_overloaded", 1013),
-    SlowClientError: ("client_too_slow", 1008),
-    JournalError: ("journal_failed", 1011),
-    EngineDiedError: ("engine_died", 1011),
-    DrainedError: ("server_draining", 1012),
-}
+MAX_REFLECTED = 256  # appends that wait for a watcher; then the oldest are lost to it
 _ELSEWHERE = {
     "session.output_audio.fixture.play": "plays no fixtures",
     "decision.create": "has no decisions",
@@ -53,85 +38,82 @@ _ELSEWHERE = {
 }
 
 
-class Telling:
-    """What a session tells, as the protocol's events; knows no socket."""
+class LiveTelling(Telling):
+    """What a session tells, as GPT-Live's events.
 
-    def __init__(self, config: live_config.LiveConfig, stream: events.Stream) -> None:
-        """Makes the teller of one session."""
-        self._config, self._stream = config, stream
-        self._encoder = AudioEncoder(config.format, stream.sample_rate)
-        self._silence = np.zeros(stream.sample_rate * stream.micro_turn_ms // 1000, np.float32)
-        self._silent = False  # a micro-turn began whose sound was not told
-        self._numbers = itertools.count()
-        self.turns = 0
-        self.delegations: dict[str, int | None] = {}  # the newest: id -> the server's own task, if it is one
+    Attributes:
+      delegations: the newest: id -> the server's own task, if it is one.
+    """
 
-    @property
-    def now_ms(self) -> int:
-        """Where the session is."""
-        return self.turns * self._stream.micro_turn_ms
+    def __init__(self, config: live_config.LiveConfig, stream: events.Stream, *, timed: bool = False) -> None:
+        """Makes the teller of one session; `timed` sound, always PCM16 at 24 kHz, is for who watches one."""
+        super().__init__(stream)
+        self._config, self._timed = config, timed
+        self._encoder = AudioEncoder(AudioFormat() if timed else config.format, stream.sample_rate)
+        self.delegations: dict[str, int | None] = {}
 
     def usage(self) -> dict[str, Any]:
         """Seconds of the session so far."""
         return {"seconds": self.now_ms / 1000}
 
-    def translate(self, event: events.Event, last: bool) -> Iterator[dict[str, Any]]:
-        """An event as the protocol's. `last`: nothing was told after it, so a micro-turn without sound is silent."""
-        match event:
-            case events.Turn(turn=turn, decision=decision):
-                yield from self._sound(self._silence) if self._silent else ()
-                self.turns, self._silent = turn + 1, True
-                if decision is events.Decision.DELEGATE and not self._config.background:
-                    yield self._delegation("client", None)
-                if self.now_ms // USAGE_MS > turn * self._stream.micro_turn_ms // USAGE_MS:
-                    yield {"type": "session.usage.updated", "usage": self.usage()}
-            case events.HeardWords():
-                yield _transcript("input", event)
-            case events.Words():
-                yield _transcript("output", event)
-            case events.Sound(samples=samples):
-                self._silent = False
-                yield from self._sound(samples)
-            case events.Background(task=task, state=state, text=text) if task is not None and state != "progress":
-                yield from self._response(task, state, text)
-        if last and self._silent:
-            self._silent = False
-            yield from self._sound(self._silence)
+    def turn(self, event: events.Turn) -> Messages:
+        """A delegation to the client, the usage from time to time."""
+        if event.decision is events.Decision.DELEGATE and not self._config.background:
+            yield self._delegation("client", f"delegation_{event.turn}")
+        if self.now_ms // USAGE_MS > event.turn * self._stream.micro_turn_ms // USAGE_MS:
+            yield {"type": "session.usage.updated", "usage": self.usage()}
 
-    def _sound(self, samples: np.ndarray) -> Iterator[dict[str, Any]]:
-        for frame in np.split(samples, self._stream.micro_turn_ms // FRAME_MS):
-            yield {"type": "session.output_audio.delta", "delta": live_config.to_base64(self._encoder.push(frame))}
+    def heard(self, event: events.HeardWords) -> Messages:
+        """A piece of the user's transcript."""
+        yield _transcript("input", event)
 
-    def _delegation(self, target: str, response: str | None, task: int | None = None) -> dict[str, Any]:
-        name = f"delegation_{next(self._numbers)}"
-        self.delegations = dict([*self.delegations.items(), (name, task)][-64:])
-        delegation = {"id": name, "type": "delegation", "target": target}
-        if response:
-            delegation["response_id"] = response
-        return {"type": "session.delegation.created", "delegation": delegation, "offset_ms": self.now_ms}
+    def said(self, event: events.Words) -> Messages:
+        """A piece of the model's."""
+        yield _transcript("output", event)
 
-    def _response(self, task: int, state: str, text: str) -> Iterator[dict[str, Any]]:
+    def sound(self, samples: np.ndarray) -> Messages:
+        """Frames of `FRAME_MS`."""
+        for number, frame in enumerate(np.split(samples, self._stream.micro_turn_ms // FRAME_MS)):
+            message: dict[str, Any] = {
+                "type": "session.output_audio.delta",
+                "delta": to_base64(self._encoder.push(frame)),
+            }
+            if self._timed:
+                start_ms = self.now_ms + number * FRAME_MS
+                message |= {"start_ms": start_ms, "end_ms": start_ms + FRAME_MS}
+            yield message
+
+    def background(self, event: events.Background) -> Messages:
         """A task of the server's background model, as the stream of a response."""
-        response, message = f"resp_{task}", f"msg_{task}"
-        if state == "started":
-            yield self._delegation("responses", response, task)
-        name = next((name for name, number in self.delegations.items() if number == task), None)
+        response, message = f"resp_{event.task}", f"msg_{event.task}"
+        name = f"delegation_task_{event.task}"
+        if event.state == "started":
+            yield self._delegation("responses", name, response, event.task)
         snapshot: dict[str, Any] = {"id": response, "object": "response", "created_at": int(time.time())}
         snapshot |= {"model": self._config.resource["delegation"]["responses"]["model"], "output": [], "tools": []}
         inner: list[dict[str, Any]] = []
-        if state == "started":
+        if event.state == "started":
             inner = [{"type": "response.created", "response": snapshot | {"status": "in_progress"}}]
-        elif state == "finished":
-            part = {"type": "output_text", "text": text, "annotations": []}
+        elif event.state == "finished":
+            part = {"type": "output_text", "text": event.text, "annotations": []}
             item = {"id": message, "type": "message", "role": "assistant", "status": "completed", "content": [part]}
             done = snapshot | {"status": "completed", "usage": _NO_TOKENS}
             inner = [{"type": "response.output_item.done", "output_index": 0, "item": item}]
             inner += [{"type": "response.completed", "response": done}]
         else:
-            error = {"code": "server_error", "message": text}
+            error = {"code": "server_error", "message": event.text}
             inner = [{"type": "response.failed", "response": snapshot | {"status": "failed", "error": error}}]
-        for number, event in enumerate(inner, start=state != "started"):
-            yield {"type": "response.event", "delegation_id": name, "event": event | {"sequence_number": number}}
+        for number, part in enumerate(inner, start=event.state != "started"):
+            yield {"type": "response.event", "delegation_id": name, "event": part | {"sequence_number": number}}
+
+    def _delegation(
+        self, target: str, name: str, response: str | None = None, task: int | None = None
+    ) -> dict[str, Any]:
+        self.delegations = dict([*self.delegations.items(), (name, task)][-64:])
+        delegation = {"id": name, "type": "delegation", "target": target}
+        if response:
+            delegation["response_id"] = response
+        return {"type": "session.delegation.created", "delegation": delegation, "offset_ms": self.now_ms}
 
 
 _NO_TOKENS = {
@@ -148,240 +130,162 @@ def _transcript(side: str, event: events.Words | events.HeardWords) -> dict[str,
     return {"type": f"session.{side}_transcript.delta", "delta": event.text, **times}
 
 
-class Conversation:
-    """One client of the door, from its first event to its last."""
+class _Client(conversation.Conversation):
+    """A client of GPT-Live: who opened the session, or who watches it. `_main` is the one that opened it."""
 
-    def __init__(self, socket: WebSocket, sessions: Sessions, refusal: Callable[[], Exception | None]) -> None:
-        """Makes the conversation of an accepted socket; `refusal` says why no session can be had now."""
-        self._socket, self._sessions, self._refusal = socket, sessions, refusal
-        self._numbers = itertools.count()
-        self._heard: asyncio.Queue[bytes] = asyncio.Queue()
-        self._heard_bytes = 0
-        self._muted = self._closing = self._deaf = False
-        self._close_id: str | None = None
-        self._session: Session | None = None
-
-    async def run(self) -> None:
-        """Serves the client until one of the two has had enough; the socket is closed then."""
-        tasks: list[asyncio.Task[None]] = []
-        try:
-            async with asyncio.timeout(START_S):
-                config, event_id = await self._start()
-            await self._started(config, event_id)
-            told = self._told
-            writer = asyncio.create_task(self._tell(told))
-            tasks = [writer, asyncio.create_task(self._read()), asyncio.create_task(self._feed())]
-            over = asyncio.create_task(told.over.wait())
-            tasks.append(over)
-            await asyncio.wait((writer, over), return_when=asyncio.FIRST_COMPLETED, timeout=LIFETIME_S)
-            expired = not over.done() and not writer.done()
-            if expired:
-                self._live.end(None)
-            async with asyncio.timeout(UNREAD_S):
-                await writer
-                reason = "expired" if expired else "close_requested"
-                closed = {"reason": reason, "session": self._resource, "usage": self._telling.usage()}
-                await self._send("session.closed", self._close_id, **closed)
-                await self._socket.close(1000)
-        except (WebSocketDisconnect, GoneError):
-            pass
-        except TimeoutError:
-            if self._session is None:
-                await self._fail("session_not_started", f"No session.start came within {START_S:g} s.", 1008)
-        except ProtocolError as error:  # of the start
-            await self._fail(error.code, str(error), 1008, error)
-        except Exception as error:
-            code, status = _FAILURES.get(type(error), ("internal_error", 1011))
-            sentence = str(error)
-            if type(error) not in _FAILURES:
-                logging.error("A session failed.", exc_info=error)
-                sentence = f"This session failed inside the server ({type(error).__name__}) and was ended."
-            await self._fail(code, sentence, status)
-        finally:
-            for task in tasks:
-                task.cancel()
-            if self._session is not None:
-                self._session.end(GoneError("The client that opened this session has gone."))
+    takes = live_config.EVENTS
+    unnumbered = ("session.output_audio.delta", "session.input_audio.append")
+    start_s = 30.0
+    idle = ("session_not_started", f"No session.start came within {start_s:g} s.")
+    _telling: LiveTelling
 
     @property
-    def _live(self) -> Session:
-        assert self._session is not None
-        return self._session
+    def _main(self) -> "LiveConversation":
+        raise NotImplementedError
 
-    async def _start(self) -> tuple[live_config.LiveConfig, str | None]:
-        """Waits for `session.start`; nothing is told before it but what is wrong."""
-        while True:
-            with self._complaining() as complaint:
-                event = live_config.read_event(await self._receive())
-                complaint.event_id = event.get("event_id")
-                if event["type"] != "session.start":
-                    sentence = f"The first event of a connection must be session.start, but {event['type']} came."
-                    raise ProtocolError("session_not_started", sentence, "type")
-                complaint.fatal = True
-                return live_config.read_config(event), event.get("event_id")
-            await self._tell_complaint(complaint)
-
-    async def _started(self, config: live_config.LiveConfig, event_id: str | None) -> None:
-        if refused := self._refusal():
-            raise refused
-        self._config = config
-        self._session = self._sessions.open(config.session)
-        self._told = self._session.subscribe()
-        begun = await anext(self._told)
-        assert isinstance(begun, events.Started)
-        self._stream, self._telling = begun.stream, Telling(config, begun.stream)
-        self._resource = {"id": begun.session_id, "expires_at": int(time.time()) + LIFETIME_S, "status": "active"}
-        self._resource |= config.resource
-        await self._send("session.started", event_id, session=self._resource)
-        if config.left_out:
-            sentence = (
-                f"There is no room for the first {config.left_out} messages of input: the model is not told them."
-            )
-            await self._send("info", code="input_left_out", message=sentence)
-        self._session.begin()
-
-    async def _receive(self) -> str:
-        message = await self._socket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1006))
-        text = message.get("text")
-        if text is None:
-            raise ProtocolError("invalid_event", "A binary message came, but events are JSON in text messages.")
-        if len(text) > MAX_EVENT:
-            raise ProtocolError(
-                "event_too_large", f"An event of {len(text)} characters came: send at most {MAX_EVENT}."
-            )
-        return text
-
-    async def _send(self, kind: str, client_event_id: str | None = None, **fields: Any) -> None:
-        event: dict[str, Any] = {"type": kind, **fields}
-        if kind != "session.output_audio.delta":
-            event["event_id"] = f"event_{next(self._numbers)}"
-        if client_event_id is not None:
-            event["client_event_id"] = client_event_id
-        await self._socket.send_text(json.dumps(event))
-
-    async def _fail(self, code: str, sentence: str, status: int, error: ProtocolError | None = None) -> None:
-        """Tells the error that ends the connection, if the client still listens."""
-        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
-            async with asyncio.timeout(UNREAD_S):
-                details = error.details() if error else {"type": "server_error", "code": code, "message": sentence}
-                await self._send("error", error.event_id if error else None, error=details)
-                await self._socket.close(status, code)
-
-    @contextlib.contextmanager
-    def _complaining(self) -> Iterator["_Complaint"]:
-        """What is wrong with an event is kept for the client, and the session goes on."""
-        complaint = _Complaint()
-        try:
-            yield complaint
-        except ProtocolError as error:
-            error.event_id = complaint.event_id
-            if complaint.fatal:
-                raise
-            complaint.error = error
-        except intake.BadInputError as error:
-            complaint.error = ProtocolError("invalid_value", str(error), event_id=complaint.event_id)
-            if complaint.fatal:
-                raise complaint.error from None
-
-    async def _tell_complaint(self, complaint: "_Complaint") -> None:
-        if complaint.error is not None:
-            await self._send("error", complaint.event_id, error=complaint.error.details())
-
-    # What the session tells.
-
-    async def _tell(self, told: Subscription) -> None:
-        async for event in told:
-            for message in self._telling.translate(event, last=not told.waiting):
-                await self._send(message.pop("type"), **message)
-
-    # What the client sends.
-
-    async def _read(self) -> None:
-        try:
-            while True:
-                with self._complaining() as complaint:
-                    event = live_config.read_event(await self._receive())
-                    complaint.event_id = event.get("event_id")
-                    await self._take(event, complaint.event_id)
-                await self._tell_complaint(complaint)
-        except WebSocketDisconnect:
-            self._live.end(GoneError("The client that opened this session has gone."))
-        except Exception as error:
-            self._live.end(error)
+    async def _send_error(self, error: ProtocolError, kind: str) -> None:
+        details = {"type": kind, "code": error.code, "message": str(error)}
+        more = (("param", error.param), ("client_event_id", error.event_id))
+        await self._send("error", error.event_id, error=details | {k: v for k, v in more if v is not None})
 
     async def _take(self, event: dict[str, Any], event_id: str | None) -> None:
-        kind = event["type"]
-        if self._closing and kind != "session.close":
+        kind, main = event["type"], self._main
+        if main.closing and kind != "session.close":
             raise ProtocolError("session_closing", "The session is being closed and takes no more events.", "type")
         match kind:
-            case "session.input_audio.append":
-                self._hear(self._config.format.decode(live_config.string(event, "audio", "")))
             case "session.input_audio.mute" | "session.input_audio.unmute":
-                self._muted = kind.endswith(".mute")
+                main.muted = kind.endswith(".mute")
                 await self._send(f"{kind}d", event_id)
             case "session.instructions.append" | "session.thinking.append" | "session.commentary.append":
                 self._append(kind, event)
                 await self._send(f"{kind}ed", event_id, start_ms=self._telling.now_ms, end_ms=self._telling.now_ms)
             case "session.update":
-                self._resource |= live_config.read_update(event, self._resource)
-                await self._send("session.updated", event_id, session=self._resource)
+                main.resource |= live_config.read_update(event, main.resource)
+                await self._send("session.updated", event_id, session=main.resource)
             case "session.close":
-                if not self._closing:
-                    self._closing, self._close_id = True, event_id
-                    self._close = asyncio.create_task(self._go())
+                main.close(event_id)
             case "session.start":
                 raise ProtocolError("session_already_started", "The session was started already.", "type")
+            case live_config.IMAGE:
+                if live_config.IMAGE not in main.resource["extensions"]:
+                    sentence = f"{kind} is an extension: name it in session.extensions of session.start."
+                    raise ProtocolError("unsupported_event", sentence, "type")
+                await self.session.push_frame(*pictures.read(event, "image_url", ""))
             case "response.create" | "response.item.create":
-                if not self._config.background:
+                if not main.config.background:
                     raise ProtocolError("invalid_event", f"{kind} requires Responses delegation.", "type")
                 sentence = "The background model of this server calls no functions, so none waits for its output."
                 raise ProtocolError("no_open_call", sentence, "type")
             case _ if kind in _ELSEWHERE:
-                raise ProtocolError(
-                    "unsupported_event", f"This server {_ELSEWHERE[kind]}: {kind} is not taken.", "type"
-                )
+                sentence = f"This server {_ELSEWHERE[kind]}: {kind} is not taken."
+                raise ProtocolError("unsupported_event", sentence, "type")
             case _:
-                known = ", ".join(sorted(live_config.EVENTS))
-                raise ProtocolError("unknown_event", f"Unknown event type {kind!r}; known are {known}.", "type")
-
-    def _hear(self, pcm: bytes) -> None:
-        most = MAX_HEARD_S * 2 * self._config.format.rate
-        if self._heard_bytes + len(pcm) > most:
-            sentence = f"More than {MAX_HEARD_S} s of audio wait to be heard, so this was dropped: send it slower."
-            raise ProtocolError("input_audio_buffer_full", sentence, "audio")
-        self._heard_bytes += len(pcm)
-        self._heard.put_nowait(bytes(len(pcm)) if self._muted else pcm)
-
-    async def _feed(self) -> None:
-        """Hands on what was heard, as fast as the session takes it."""
-        size = self._config.format.rate * 2 * self._stream.micro_turn_ms // 1000
-        try:
-            while True:
-                pcm = await self._heard.get()
-                for at in range(0, len(pcm), size):
-                    if not self._deaf:
-                        await self._live.push_audio(pcm[at : at + size])
-                self._heard_bytes -= len(pcm)
-                self._heard.task_done()
-        except Exception as error:
-            self._live.end(error)
+                raise self._unknown(kind)
 
     def _append(self, kind: str, event: dict[str, Any]) -> None:
-        text = live_config.string(event, "content", "")
+        text = protocol.string(event, "content", "")
         if "delegation_id" not in event:
             raise ProtocolError(
                 "missing_parameter", f"{kind} needs a delegation_id, which may be null.", "delegation_id"
             )
         name = event["delegation_id"]
-        if name is not None and (not isinstance(name, str) or name not in self._telling.delegations):
+        if name is not None and (not isinstance(name, str) or name not in self._main.delegations):
             raise ProtocolError("unknown_delegation", f"There is no delegation {name!r} here.", "delegation_id")
         tokens = len(self._sessions.engine.bundle.tokenizer.encode(text))
         if tokens > MAX_APPEND:
             sentence = f"A content of {tokens} tokens is too long: send at most {MAX_APPEND}."
             raise ProtocolError("string_above_max_length", sentence, "content")
-        self._live.push_context(text, to_say=kind == "session.commentary.append")
+        self.session.push_context(text, to_say=kind == "session.commentary.append")
+
+    async def _closed(self, reason: str) -> None:
+        main = self._main
+        mine = main.close_id if main is self else None
+        await self._send("session.closed", mine, reason=reason, session=main.resource, usage=self._telling.usage())
+
+
+Directory = dict[str, "LiveConversation"]
+"""The sessions that can be watched, by their ids."""
+
+
+class LiveConversation(_Client):
+    """Who opens a session and speaks in it.
+
+    Attributes:
+      config, resource: of the session, as asked for and as shown. muted: its model hears silence.
+      closing: it was asked to close, by the event `close_id`. watchers: who watches it.
+    """
+
+    def __init__(
+        self, socket: WebSocket, sessions: Sessions, refusal: Callable[[], Exception | None], directory: Directory
+    ) -> None:
+        """Makes the conversation of an accepted socket; its session will be in `directory`."""
+        super().__init__(socket, sessions, refusal)
+        self._directory = directory
+        self.config: live_config.LiveConfig
+        self.resource: dict[str, Any] = {}
+        self.muted = self.closing = False
+        self.close_id: str | None = None
+        self.watchers: set[Watcher] = set()
+
+    @property
+    def _main(self) -> "LiveConversation":
+        return self
+
+    @property
+    def delegations(self) -> dict[str, int | None]:
+        """What was handed over lately."""
+        return self._telling.delegations
+
+    async def run(self) -> None:
+        """Serves the client until one of the two has had enough; the socket is closed then."""
+        try:
+            await super().run()
+        finally:
+            self._directory.pop(self.resource.get("id", ""), None)
+
+    async def _take(self, event: dict[str, Any], event_id: str | None) -> None:
+        if self._session is None:
+            await self._start(event, event_id)
+        elif event["type"] == "session.input_audio.append" and not self.closing:
+            pcm = self._form.decode(protocol.string(event, "audio", ""))
+            self._hear(bytes(len(pcm)) if self.muted else pcm)
+            for watcher in self.watchers:
+                watcher.reflect(pcm)
+        else:
+            await super()._take(event, event_id)
+
+    async def _start(self, event: dict[str, Any], event_id: str | None) -> None:
+        """Takes `session.start`; nothing is told before it but what is wrong."""
+        if event["type"] != "session.start":
+            sentence = f"The first event of a connection must be session.start, but {event['type'][:100]} came."
+            raise ProtocolError("session_not_started", sentence, "type")
+        try:
+            with conversation.naming_input():
+                config = live_config.read_config(event)
+        except ProtocolError as error:
+            error.fatal = True
+            raise
+        begun = await self._enter(config.session, config.format)
+        self.config, self._telling = config, LiveTelling(config, begun.stream)
+        self.resource = {"id": begun.session_id, "expires_at": conversation.expires_at(), "status": "active"}
+        self.resource |= config.resource
+        self._directory[begun.session_id] = self
+        await self._send("session.started", event_id, session=self.resource)
+        if config.left_out:
+            sentence = (
+                f"There is no room for the first {config.left_out} messages of input: the model is not told them."
+            )
+            await self._send("info", code="input_left_out", message=sentence)
+        self.session.begin()
+
+    async def _farewell(self, expired: bool) -> None:
+        await self._closed("expired" if expired else "close_requested")
+
+    def close(self, event_id: str | None) -> None:
+        """Begins to close the session."""
+        if not self.closing:
+            self.closing, self.close_id = True, event_id
+            self._going = asyncio.create_task(self._go())
 
     async def _go(self) -> None:
         """Closes the session: what was heard is read, what is being said is said, within `CLOSE_S`."""
@@ -390,17 +294,81 @@ class Conversation:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._heard.join(), FED_S)
                 self._deaf = True
-                await self._live.close_input(LINGER_MS)
+                await self.session.close_input(LINGER_MS)
                 await self._told.over.wait()
         except TimeoutError:
-            self._live.end(None)
+            self.session.end(None)
         except Exception as error:
-            self._live.end(error)
+            self.session.end(error)
 
 
-class _Complaint:
-    """What is wrong with one event of the client."""
+class Watcher(_Client):
+    """Who watches a session that somebody else opened, and steers it."""
 
-    event_id: str | None = None
-    fatal = False
-    error: ProtocolError | None = None
+    def __init__(self, socket: WebSocket, sessions: Sessions, main: LiveConversation) -> None:
+        """Makes the watcher of a session that is under way."""
+        super().__init__(socket, sessions, lambda: None)
+        self._watched = main
+        self._reflected: collections.deque[bytes] = collections.deque(maxlen=MAX_REFLECTED)
+        self._news = asyncio.Event()
+        self._left = False
+
+    @property
+    def _main(self) -> LiveConversation:
+        return self._watched
+
+    async def run(self) -> None:
+        """Serves the watcher until it or the session has had enough; the socket is closed then."""
+        self._main.watchers.add(self)
+        mirror = asyncio.create_task(self._mirror())
+        try:
+            await super().run()
+        finally:
+            mirror.cancel()
+            self._main.watchers.discard(self)
+
+    def reflect(self, pcm: bytes) -> None:
+        """The user's sound, as it came."""
+        self._reflected.append(pcm)
+        self._news.set()
+
+    async def _mirror(self) -> None:
+        main = self._main
+        encoder = AudioEncoder(AudioFormat(), main.config.format.rate)
+        with contextlib.suppress(Exception):  # of a socket that has closed; its reader sees that, too
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                while self._reflected:
+                    audio = to_base64(encoder.push(from_pcm(self._reflected.popleft())))
+                    await self._say([{"type": "session.input_audio.append", "audio": audio}])
+
+    async def _greet(self) -> None:
+        main = self._main
+        self._session, self._told = main.session, main.session.subscribe()
+        begun = await anext(self._told)
+        assert isinstance(begun, events.Started)
+        self._stream, self._telling = begun.stream, LiveTelling(main.config, begun.stream, timed=True)
+        await self._send("session.started", session=main.resource)
+
+    async def _take(self, event: dict[str, Any], event_id: str | None) -> None:
+        if event["type"] == "session.input_audio.append":
+            raise ProtocolError("unsupported_event", "Only the client that opened the session speaks in it.", "type")
+        await super()._take(event, event_id)
+
+    def _leave(self, error: Exception | None) -> None:
+        self._left = True
+        self._told.finish(error)
+
+    async def _tell(self) -> None:
+        try:
+            await super()._tell()
+        except GoneError:
+            if self._left:
+                raise
+            self._reason = "connection_lost"
+
+    _reason = "close_requested"
+
+    async def _farewell(self, expired: bool) -> None:
+        await self._closed("expired" if expired else self._reason)

@@ -1,16 +1,15 @@
 """What clients of GPT-Live send, read and checked: events, the session's configuration, its updates."""
 
-import base64
 import dataclasses
-import itertools
-import json
-from collections.abc import Collection
 from typing import Any
 
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.doors import protocol
 from tml_jax.serve.doors.audio import AudioFormat
+from tml_jax.serve.doors.protocol import ProtocolError, obj, only, optional, string
 
+IMAGE = "tml.input_image.append"  # our own extension
 _APPEND = {"content", "delegation_id"}
 EVENTS: dict[str, set[str]] = {
     "session.start": {"session"},
@@ -29,13 +28,12 @@ EVENTS: dict[str, set[str]] = {
     "decision.item.create": {"item", "previous_item_id"},
     "decision.item.delete": {"item_id"},
     "transport.dtmf.send": {"event"},
+    IMAGE: {"image_url"},
 }
 """The client's events, and their fields beside type and event_id."""
-VOICES = frozenset(
-    ["alloy", "ash", "ballad", "beacon", "bossa", "cedar", "cinder", "coral", "delta", "echo", "gleam", "marin"]
-).union(["meridian", "quartz", "ripple", "sage", "shida", "shimmer", "stone", "tempo", "verse", "vesper", "willow"])
 MAX_MESSAGES = 128
 _SESSION = {"model", "instructions", "input", "audio", "delegation", "triggers", "store", "client", "safety_identifier"}
+_SESSION |= {"extensions"}
 _RESPONSES = {
     "model",
     "instructions",
@@ -47,23 +45,6 @@ _RESPONSES = {
     "text",
     "service_tier",
 }
-
-
-class ProtocolError(ValueError):
-    """What a client sent cannot be taken: the protocol's `error`, in one sentence.
-
-    Attributes:
-      code: for programs. param: the field. event_id: of the client's event.
-    """
-
-    def __init__(self, code: str, message: str, param: str | None = None, event_id: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.param, self.event_id = code, param, event_id
-
-    def details(self) -> dict[str, Any]:
-        """The field `error` of the event."""
-        details = {"type": "invalid_request_error", "code": self.code, "message": str(self)}
-        return details | {k: v for k, v in (("param", self.param), ("client_event_id", self.event_id)) if v is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,53 +68,18 @@ class LiveConfig:
         return self.session.background
 
 
-def to_base64(data: bytes) -> str:
-    """Bytes as JSON has them."""
-    return base64.b64encode(data).decode()
-
-
-def read_event(text: str) -> dict[str, Any]:
-    """One event of a client, its type known to be a string, its fields known to be the type's.
-
-    Raises:
-      ProtocolError: it is no JSON object, has no type, or a field that its type does not have.
-    """
-    try:
-        event = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ProtocolError("invalid_json", "The message is not valid JSON.") from None
-    if not isinstance(event, dict):
-        raise ProtocolError("invalid_event", "An event must be a JSON object.")
-    event_id = event.get("event_id")
-    if event_id is not None and (not isinstance(event_id, str) or len(event_id) > 512):
-        raise ProtocolError("invalid_type", "event_id must be a string of at most 512 characters.", "event_id")
-    try:
-        kind = string(event, "type", "")
-        if kind in EVENTS:
-            _only(event, EVENTS[kind] | {"type", "event_id"}, "")
-    except ProtocolError as error:
-        error.event_id = event_id
-        raise
-    return event
-
-
 def read_config(event: dict[str, Any]) -> LiveConfig:
     """The configuration of a `session.start`.
 
     Raises:
-      ProtocolError: it asks for what this server does not have, or does not say what it means.
-      BadInputError: the audio format, likewise.
+      ProtocolError, BadInputError: it asks for what this server does not have, or does not say what it means.
     """
-    given = _object(event, "session", "")
-    _only(given, _SESSION, "session.")
+    given = obj(event, "session", "")
+    only(given, _SESSION, "session.")
     model = string(given, "model", "session.")
-    instructions = _optional(given, "instructions", "session.") or ""
-    if len(instructions) > intake.MAX_TEXT:
-        sentence = f"Instructions of {len(instructions)} characters are too long: send at most {intake.MAX_TEXT}."
-        raise ProtocolError("string_above_max_length", sentence, "session.instructions")
-    history = _history(given.get("input") or [])
-    sizes = itertools.accumulate((1 + len(line) for line in reversed(history)), initial=len(instructions))
-    left_out = sum(size > intake.MAX_TEXT for size in sizes)
+    instructions = optional(given, "instructions", "session.") or ""
+    protocol.check_instructions(instructions, "session.instructions")
+    told, left_out = protocol.with_history(instructions, _history(given.get("input") or []))
     for name, sentence in (
         ("store", "This server stores no session for later: leave store out."),
         ("triggers", "This server has no decisions: leave triggers out."),
@@ -143,18 +89,23 @@ def read_config(event: dict[str, Any]) -> LiveConfig:
             raise ProtocolError("unsupported_parameter", sentence, f"session.{name}")
     form, voice = _audio(given)
     delegation = _delegation(given)
+    extensions = given.get("extensions") or []
+    if not isinstance(extensions, list) or any(name != IMAGE for name in extensions):
+        raise ProtocolError("invalid_value", f"session.extensions may hold {IMAGE} alone.", "session.extensions")
     resource = {
         "model": model,
         "instructions": instructions,
         "input": given.get("input") or [],
-        "audio": {"format": dataclasses.asdict(form), "output": {"voice": voice}},
+        "audio": {"format": protocol.describe(form), "output": {"voice": voice}},
         "delegation": delegation,
         "triggers": [],
         "store": False,
-        "safety_identifier": _optional(given, "safety_identifier", "session."),
+        "extensions": extensions,
+        "safety_identifier": optional(given, "safety_identifier", "session."),
     }
     session = SessionConfig(
-        instructions="\n".join([instructions, *history[left_out:]]),
+        sends_video=bool(extensions),
+        instructions=told,
         sound=intake.SoundFormat(form.rate),
         background=delegation["type"] == "responses",
     )
@@ -167,53 +118,22 @@ def read_update(event: dict[str, Any], resource: dict[str, Any]) -> dict[str, An
     Raises:
       ProtocolError: it changes what cannot be changed.
     """
-    given = _object(event, "session", "")
+    given = obj(event, "session", "")
     for name in given.keys() & (_SESSION - {"delegation", "triggers"}):
         raise ProtocolError("immutable_parameter", f"session.{name} cannot change in a session.", f"session.{name}")
-    _only(given, {"delegation", "triggers"}, "session.")
+    only(given, {"delegation", "triggers"}, "session.")
     if given.get("triggers"):
         raise ProtocolError("unsupported_parameter", "This server has no decisions.", "session.triggers")
     if given.get("delegation") is None:
         return {}
     before = resource["delegation"]
-    changes = _object(given, "delegation", "session.")
+    changes = obj(given, "delegation", "session.")
     if changes.get("type") != before["type"]:
         sentence = f"The type of delegation cannot change in a session: it is {before['type']}."
         raise ProtocolError("immutable_parameter", sentence, "session.delegation.type")
     if isinstance(changes.get("responses"), dict):
         changes = changes | {"responses": before["responses"] | changes["responses"]}
     return {"delegation": _delegation({"delegation": before | changes})}
-
-
-def string(fields: dict[str, Any], name: str, where: str) -> str:
-    """The field `name`, which must be text."""
-    value = fields.get(name)
-    if value is None:
-        raise ProtocolError("missing_parameter", f"{where}{name} is missing.", where + name)
-    if not isinstance(value, str):
-        raise ProtocolError("invalid_type", f"{where}{name} must be a string.", where + name)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ProtocolError("invalid_value", f"{where}{name} holds half a character.", where + name) from None
-    return value
-
-
-def _optional(fields: dict[str, Any], name: str, where: str) -> str | None:
-    return None if fields.get(name) is None else string(fields, name, where)
-
-
-def _object(fields: dict[str, Any], name: str, where: str) -> dict[str, Any]:
-    value = fields.get(name)
-    if not isinstance(value, dict):
-        raise ProtocolError("invalid_type", f"{where}{name} must be an object.", where + name)
-    return value
-
-
-def _only(fields: dict[str, Any], known: Collection[str], where: str) -> None:
-    for name in fields:
-        if name not in known:
-            raise ProtocolError("unknown_parameter", f"Unknown parameter: {where + name[:100]!r}.", where + name[:100])
 
 
 def _history(messages: Any) -> list[str]:
@@ -238,27 +158,15 @@ def _history(messages: Any) -> list[str]:
 def _audio(given: dict[str, Any]) -> tuple[AudioFormat, str]:
     if given.get("audio") is None:
         return AudioFormat(), "marin"
-    audio = _object(given, "audio", "session.")
-    _only(audio, {"format", "output"}, "session.audio.")
+    audio = obj(given, "audio", "session.")
+    only(audio, {"format", "output"}, "session.audio.")
     form, voice = AudioFormat(), None
     if audio.get("format") is not None:
-        wanted, where = _object(audio, "format", "session.audio."), "session.audio.format."
-        _only(wanted, {"type", "rate"}, where)
-        kind = string(wanted, "type", where)
-        rate = wanted.get("rate", 24_000 if kind == "audio/pcm" else 8000)
-        if type(rate) is not int:
-            raise ProtocolError("invalid_type", f"{where}rate must be an integer.", f"{where}rate")
-        form = AudioFormat(kind, rate)
+        form = protocol.audio_format(obj(audio, "format", "session.audio."), "session.audio.format.")
     if audio.get("output") is not None:
-        output = _object(audio, "output", "session.audio.")
-        _only(output, {"voice"}, "session.audio.output.")
-        if isinstance(output.get("voice"), dict):
-            sentence = "This server has no custom voices: name a built-in one."
-            raise ProtocolError("unsupported_parameter", sentence, "session.audio.output.voice")
-        voice = _optional(output, "voice", "session.audio.output.")
-        if voice is not None and voice not in VOICES:
-            sentence = f"There is no voice {voice[:100]!r}: there are {', '.join(sorted(VOICES))}."
-            raise ProtocolError("invalid_value", sentence, "session.audio.output.voice")
+        output = obj(audio, "output", "session.audio.")
+        only(output, {"voice"}, "session.audio.output.")
+        voice = protocol.voice(output, "session.audio.output.")
     return form, voice or "marin"
 
 
@@ -266,20 +174,20 @@ def _delegation(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("delegation") is None:
         return {"type": "client", "acknowledgement_delay_ms": 0}
     where = "session.delegation."
-    delegation = _object(given, "delegation", "session.")
+    delegation = obj(given, "delegation", "session.")
     kind = string(delegation, "type", where)
     if kind not in ("client", "responses"):
         sentence = f"Delegation of type {kind[:100]!r} is not had here: client and responses are."
         raise ProtocolError("unsupported_parameter", sentence, f"{where}type")
-    _only(delegation, {"type", "acknowledgement_delay_ms"} | ({"responses"} if kind == "responses" else set()), where)
+    only(delegation, {"type", "acknowledgement_delay_ms"} | ({"responses"} if kind == "responses" else set()), where)
     delay = delegation.get("acknowledgement_delay_ms", 0)
     if type(delay) is not int or delay < 0:
         sentence = "acknowledgement_delay_ms must be a whole number of milliseconds."
         raise ProtocolError("invalid_value", sentence, f"{where}acknowledgement_delay_ms")
     full = {"type": kind, "acknowledgement_delay_ms": delay}
     if kind == "responses":
-        responses = _object(delegation, "responses", where)
-        _only(responses, _RESPONSES, f"{where}responses.")
+        responses = obj(delegation, "responses", where)
+        only(responses, _RESPONSES, f"{where}responses.")
         string(responses, "model", f"{where}responses.")
         if responses.get("tools"):
             sentence = (

@@ -20,12 +20,13 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tml_jax.serve.doors import live
+from tml_jax.serve.doors import live, realtime
 from tml_jax.serve.errors import DrainedError
 from tml_jax.serve.sessions import Sessions
 
 MAX_MESSAGE_BYTES = 4 << 20  # a longer one closes the socket with 1009
 MAX_CONNECTIONS = 256  # more are told 503
+_SUBPROTOCOL = "openai-insecure-api-key."
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -70,6 +71,7 @@ class WebDoor:
     def __init__(self, sessions: Sessions, keys: Sequence[str] = ()) -> None:
         """Makes a door that is not open; without `keys` everybody on this machine may enter."""
         self._sessions, self._keys = sessions, tuple(key.encode() for key in keys)
+        self._watchable: live.Directory = {}
         self._draining = False
         self._here = False
         self._server: _Uvicorn | None = None
@@ -88,7 +90,13 @@ class WebDoor:
         except OSError as error:
             raise ValueError(f"The server cannot listen on {host}:{port}: {error.strerror}.") from error
         self.port = listener.getsockname()[1]
-        app = Starlette(routes=[WebSocketRoute(live.PATH, self._live)])
+        app = Starlette(
+            routes=[
+                WebSocketRoute(live.PATH, self._live),
+                WebSocketRoute(live.PATH + "/{id}/attach", self._attach),
+                WebSocketRoute(realtime.PATH, self._realtime),
+            ]
+        )
         config = uvicorn.Config(
             app,
             ws=_Protocol,
@@ -121,11 +129,35 @@ class WebDoor:
         return DrainedError("The server is going down and takes no new session.") if self._draining else None
 
     async def _live(self, socket: WebSocket) -> None:
-        if denied := self._denied(socket):
+        if await self._accept(socket):
+            await live.LiveConversation(socket, self._sessions, self._refusal, self._watchable).run()
+
+    async def _attach(self, socket: WebSocket) -> None:
+        name = socket.path_params["id"]
+        main = self._watchable.get(name)
+        denied = None if main else _error(404, "session_not_found", f"There is no live session {name[:100]!r} here.")
+        if await self._accept(socket, denied) and main:
+            await live.Watcher(socket, self._sessions, main).run()
+
+    async def _realtime(self, socket: WebSocket) -> None:
+        denied = None
+        if refused := self._refusal():  # clients of this protocol would connect again at once, had they been let in
+            denied = _error(503, "server_draining", str(refused))
+        elif len(self._sessions) >= self._sessions.engine.num_slots:
+            denied = _error(503, "server_full", "All sessions of this server are taken: try again when one has ended.")
+        elif socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
+            denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
+        if await self._accept(socket, denied):
+            model = socket.query_params.get("model") or self._sessions.engine.bundle.name
+            await realtime.RealtimeConversation(socket, self._sessions, self._refusal, model).run()
+
+    async def _accept(self, socket: WebSocket, denied: JSONResponse | None = None) -> bool:
+        """Opens the socket, or says why not."""
+        if denied := self._denied(socket) or denied:
             await socket.send_denial_response(denied)
-            return
-        await socket.accept()
-        await live.Conversation(socket, self._sessions, self._refusal).run()
+            return False
+        await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
+        return True
 
     def _denied(self, request: HTTPConnection) -> JSONResponse | None:
         """Why a client may not enter: pages of other sites, names that were bent to this machine, wrong keys."""
@@ -140,6 +172,8 @@ class WebDoor:
             return None
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else request.headers.get("api-key", "")
+        for protocol in request.scope.get("subprotocols", ()) if not given else ():  # what a browser can send
+            given = protocol.removeprefix(_SUBPROTOCOL) if protocol.startswith(_SUBPROTOCOL) else given
         if not given:
             return _error(401, "missing_authorization", "Send an API key as Authorization: Bearer KEY.")
         # Every key is compared, so that the time tells nothing.

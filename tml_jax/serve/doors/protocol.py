@@ -1,0 +1,167 @@
+"""What OpenAI's protocols have in common: events in JSON, fields checked one by one, errors that name the field."""
+
+import base64
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from tml_jax.serve import intake
+from tml_jax.serve.doors.audio import AudioFormat
+
+VOICES = frozenset(
+    ["alloy", "ash", "ballad", "beacon", "bossa", "cedar", "cinder", "coral", "delta", "echo", "gleam", "marin"]
+).union(["meridian", "quartz", "ripple", "sage", "shida", "shimmer", "stone", "tempo", "verse", "vesper", "willow"])
+
+
+class ProtocolError(ValueError):
+    """What a client sent cannot be taken: the protocol's `error`, in one sentence.
+
+    Attributes:
+      code: for programs. param: the field. event_id: of the client's event. fatal: the connection ends with it.
+    """
+
+    def __init__(self, code: str, message: str, param: str | None = None, event_id: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param, self.event_id, self.fatal = code, param, event_id, False
+
+
+def to_base64(data: bytes) -> str:
+    """Bytes as JSON has them."""
+    return base64.b64encode(data).decode()
+
+
+def read_event(text: str, events: Mapping[str, Collection[str]]) -> dict[str, Any]:
+    """One event of a client, its type known to be a string, its fields known to be the type's.
+
+    Args:
+      text: as it came.
+      events: the types, and their fields beside type and event_id.
+
+    Raises:
+      ProtocolError: it is no JSON object, has no type, or a field that its type does not have.
+    """
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError("invalid_json", "The message is not valid JSON.") from None
+    if not isinstance(event, dict):
+        raise ProtocolError("invalid_event", "An event must be a JSON object.")
+    event_id = event.get("event_id")
+    if event_id is not None and (not isinstance(event_id, str) or len(event_id) > 512):
+        raise ProtocolError("invalid_type", "event_id must be a string of at most 512 characters.", "event_id")
+    try:
+        kind = string(event, "type", "")
+        if kind in events:
+            only(event, {*events[kind], "type", "event_id"}, "")
+    except ProtocolError as error:
+        error.event_id = event_id
+        raise
+    return event
+
+
+def string(fields: dict[str, Any], name: str, where: str) -> str:
+    """The field `name` of what is at `where`, which must be text."""
+    value = fields.get(name)
+    if value is None:
+        raise ProtocolError("missing_parameter", f"{where}{name} is missing.", where + name)
+    if not isinstance(value, str):
+        raise ProtocolError("invalid_type", f"{where}{name} must be a string.", where + name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError("invalid_value", f"{where}{name} holds half a character.", where + name) from None
+    return value
+
+
+def optional(fields: dict[str, Any], name: str, where: str) -> str | None:
+    """The field `name`, text or nothing."""
+    return None if fields.get(name) is None else string(fields, name, where)
+
+
+def number(fields: dict[str, Any], name: str, where: str, low: float, high: float) -> Any:
+    """The field `name`, a number from `low` to `high`; a whole one where these are."""
+    value: Any = fields.get(name)
+    kinds = (int,) if isinstance(low, int) else (int, float)
+    if type(value) not in kinds or not low <= value <= high:
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        raise ProtocolError("invalid_value", f"{where}{name} must be {kind} from {low} to {high}.", where + name)
+    return value
+
+
+def choice(fields: dict[str, Any], name: str, where: str, known: Collection[object]) -> Any:
+    """The field `name`, one of what is known."""
+    value = fields.get(name)
+    if not isinstance(value, str | bool | None) or value not in known:
+        sentence = f"{where}{name} must be {' or '.join(sorted(json.dumps(one) for one in known))}."
+        raise ProtocolError("invalid_value", sentence, where + name)
+    return value
+
+
+def obj(fields: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """The field `name`, which must be an object."""
+    value = fields.get(name)
+    if not isinstance(value, dict):
+        raise ProtocolError("invalid_type", f"{where}{name} must be an object.", where + name)
+    return value
+
+
+def only(fields: dict[str, Any], known: Collection[str], where: str) -> None:
+    """No other fields than these."""
+    for name in fields:
+        if name not in known:
+            raise ProtocolError("unknown_parameter", f"Unknown parameter: {where + name[:100]!r}.", where + name[:100])
+
+
+def audio_format(given: dict[str, Any], where: str) -> AudioFormat:
+    """A format of sound, its rate the type's own where none is given.
+
+    Raises:
+      ProtocolError, BadInputError: it is none that can be had.
+    """
+    only(given, {"type", "rate"}, where)
+    kind = string(given, "type", where)
+    rate = given.get("rate")
+    if rate is None:
+        rate = 24_000 if kind == "audio/pcm" else 8000
+    if type(rate) is not int:
+        raise ProtocolError("invalid_type", f"{where}rate must be an integer.", f"{where}rate")
+    return AudioFormat(kind, rate)
+
+
+def voice(given: dict[str, Any], where: str) -> str | None:
+    """The voice, if one is named."""
+    if isinstance(given.get("voice"), dict):
+        sentence = "This server has no custom voices: name a built-in one."
+        raise ProtocolError("unsupported_parameter", sentence, f"{where}voice")
+    name = optional(given, "voice", where)
+    if name is not None and name not in VOICES:
+        sentence = f"There is no voice {name[:100]!r}: there are {', '.join(sorted(VOICES))}."
+        raise ProtocolError("invalid_value", sentence, f"{where}voice")
+    return name
+
+
+def check_instructions(text: str, where: str) -> str:
+    """Instructions, which may be so long.
+
+    Raises:
+      ProtocolError: they are longer.
+    """
+    if len(text) > intake.MAX_TEXT:
+        sentence = f"Instructions of {len(text)} characters are too long: send at most {intake.MAX_TEXT}."
+        raise ProtocolError("string_above_max_length", sentence, where)
+    return text
+
+
+def with_history(instructions: str, lines: list[str]) -> tuple[str, int]:
+    """Instructions and the newest lines of what was said before, as many as fit; and how many were left out."""
+    sizes = [len(instructions)]
+    for line in reversed(lines):
+        sizes.append(sizes[-1] + 1 + len(line))
+    left_out = sum(size > intake.MAX_TEXT for size in sizes)
+    return "\n".join([instructions, *lines[left_out:]]).strip("\n"), left_out
+
+
+def describe(form: AudioFormat) -> dict[str, Any]:
+    """A format, as the client is shown it."""
+    return dataclasses.asdict(form)

@@ -1,0 +1,287 @@
+"""A session's input half: what its client sends becomes micro-turns, and so does the time in which nothing comes."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tml_jax.serve import intake
+from tml_jax.serve.assembler import Assembler
+from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
+from tml_jax.serve.background.context import Timeline
+from tml_jax.serve.config import SessionConfig, SessionSettings
+from tml_jax.serve.engine import Engine
+from tml_jax.serve.errors import JournalError, LimitError, TimeLimitError
+from tml_jax.serve.inbox import Block, Inbox, Note
+from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.session_log import Kept, SessionLog
+from tml_jax.serve.tasks import Tasks
+from tml_jax.wire import events
+
+WATCH_S = 0.02
+AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
+
+
+class Pools:
+    """The threads that sessions share: for sound that comes in, for pictures (no sound waits for them), for output."""
+
+    def __init__(self, output_workers: int = 2) -> None:
+        """Starts no thread before it is needed."""
+        self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
+        self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
+        self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
+
+
+class SessionInput:
+    """The input half of a `Session`. Made and used on the event loop."""
+
+    def __init__(
+        self, config: SessionConfig, engine: Engine, pools: Pools, settings: SessionSettings, log: SessionLog | None
+    ) -> None:
+        self.config, self._settings = config, settings
+        self._engine, self._pools, self._log = engine, pools, log
+        self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
+        self._control = self._tokenizer.control
+        self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
+        self._inbox = Inbox(self._spec, self._control.tick, engine.notify, self._keep)
+        self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
+        self._hear_from(None)
+        self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
+        self._closed_at: int | None = None
+        self._over = False
+        self._bytes, self._active_at = 0, time.monotonic()
+        self._parked: asyncio.Task[Any] | None = None
+        self._said = Timeline()
+        actor = BackgroundActor(settings.mind, self._answer, self._remember, self._report, self._now)
+        self._actor, self._tasks = actor, Tasks(actor)
+        self._reports: list[TaskEvent] = []
+
+    def _hear_from(self, last: Block | None) -> None:
+        """Makes what hears and sees, after a micro-turn that another process has completed."""
+        self._sound = intake.SoundIntake(self.config.sound, self._spec, last.heard if last else 0)
+        has_audio, sent = self.config.sends_audio, self._sound.sent
+        self._assembler = Assembler(self._spec, has_audio, self._inbox, self._pacer, sent=sent)
+        if last is not None:
+            self._assembler.go_on(last)
+
+    def _read_again(self, kept: Kept, last: Block) -> None:
+        """Goes on with what another process has completed: what was not stepped, or not kept, is stepped again."""
+        for index, block in enumerate(kept.blocks, kept.turn):
+            self._close_at(index, block.closes)
+            self._inbox.put_again(block)
+        self._hear_from(last)
+        self._pacer.go_on(time.monotonic(), last.heard / self._spec.sample_rate, kept.stood_s)
+        self._engine.notify()
+
+    def end(self, error: Exception | None) -> None:
+        """Ends the session."""
+        raise NotImplementedError
+
+    # What the client sends.
+
+    async def push_audio(self, pcm: bytes, offset: int | None = None) -> None:
+        """Sound; waits while the engine is behind. Raises BadInputError for what cannot be taken.
+
+        With the `offset` of its first sample in all that the client sends, what is there already is dropped.
+        """
+        if not self.config.sends_audio:
+            raise intake.BadInputError(
+                "This session was opened without sound: set sends_audio in its config to send some."
+            )
+        if self._is_old(offset, None):
+            return
+        self._check_open("sound")
+        self._count_input(len(pcm))
+        async with self._busy:
+            await self._work(self._take_sound, pcm, offset)
+        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
+            self._room.clear()
+            await self._room.wait()
+
+    async def push_frame(
+        self, data: bytes, form: intake.FrameFormat, width: int = 0, height: int = 0, offset: int | None = None
+    ) -> None:
+        """A picture, the client's `offset`-th from 0 on. Raises BadInputError for what cannot be taken."""
+        if not self.config.sends_video:
+            raise intake.BadInputError(
+                "This session was opened without video: set sends_video in its config to send some."
+            )
+        if self._is_old(offset, self._assembler.frames):
+            return
+        self._check_open("a picture")
+        self._count_input(len(data))
+        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
+        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
+        async with self._pools.heavy if heavy else contextlib.nullcontext():
+            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
+        async with self._busy:
+            self._assembler.push_frame(frame)
+            self._said.picture = frame
+
+    async def push_text(self, text: str, offset: int | None = None) -> None:
+        """Typed text, the client's `offset`-th from 0 on; waits while there is much to read.
+
+        Raises:
+          BadInputError: it cannot be taken.
+        """
+        if self._is_old(offset, self._inbox.texts):
+            return
+        text = intake.check_text(text)
+        self._count_input(len(text))
+        self._check_open("text")
+        count, most = 1 + len(self._tokenizer.encode(" " + text)), self._max_text
+        if count > most:
+            raise intake.BadInputError(f"A text message of {count} tokens is too long: send at most {most} at once.")
+        while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
+            self._room.clear()
+            await self._room.wait()
+        self._put_text(self._control.user, Note("user_text", text), typed=True)
+
+    def _is_old(self, offset: int | None, count: int | None) -> bool:
+        """Whether a client that has come back sends this again; of sound (no count) `SoundIntake` knows."""
+        return offset is not None and (self._closed_at is not None or (count is not None and offset < count))
+
+    def _count_input(self, size: int) -> None:
+        self._active_at = time.monotonic()
+        self._bytes += size
+        if self._settings.most_bytes is not None and self._bytes > self._settings.most_bytes:
+            raise LimitError(f"This session has sent {self._settings.most_bytes} bytes, as much as it may.")
+
+    def _check_open(self, what: str) -> None:
+        if self._closed_at is not None:
+            raise intake.BadInputError(f"This session's input was closed, but {what} came after that.")
+
+    @property
+    def _max_text(self) -> int:
+        """Tokens of text that may wait, as many as are read in `max_text_ms`."""
+        return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
+
+    def push_context(self, text: str, *, to_say: bool) -> None:
+        """What the client's own background model found, for the model `to_say`, or else further instructions.
+
+        Raises BadInputError for what cannot be taken, also where the model has too much to read already.
+        """
+        text = intake.check_text(text)
+        self._check_open("text")
+        if self._inbox.waiting_text + 1 + len(self._tokenizer.encode(" " + text)) > self._max_text:
+            seconds = f"{self._settings.max_text_ms / 1000:g}"
+            raise intake.BadInputError(
+                f"The model would have more than {seconds} s of text to read: send less, or later."
+            )
+        if to_say:
+            self._answer(text)
+            self._report(TaskEvent(None, "finished", text))
+        else:
+            self._put_text(self._control.instructions, Note("instructions", text))
+
+    def begin(self) -> None:
+        """Time goes on from now on, whether sound comes or not."""
+        self._pacer.begin(time.monotonic())
+
+    async def close_input(self, longest_linger_ms: int | None = None) -> None:
+        """No more will come: silence follows until the model has nothing more to say, or for so long."""
+        if self._closed_at is not None:
+            return
+        async with self._busy:
+            if self._pacer.begun and self.config.sends_audio:
+                await self._work(self._assembler.push, self._sound.flush())
+            self._pacer.begin(time.monotonic())
+            linger_ms = longest_linger_ms or self._longest_linger_ms
+            self._close_at(self._inbox.completed, linger_ms)
+            await self._work(lambda: self._assembler.pad(expected=True, closes=linger_ms))
+
+    def _close_at(self, turn: int, linger_ms: int | None) -> None:
+        if linger_ms is not None:
+            self._closed_at, self._longest_linger_ms = turn, linger_ms
+
+    def _received(self) -> events.Position:
+        """What there is of the client's input."""
+        closed = self._closed_at is not None
+        return events.Position(self._sound.received, self._assembler.frames, self._inbox.texts, closed)
+
+    # What the background model finds.
+
+    def _report(self, event: TaskEvent) -> None:
+        """What became of a task is told with the next micro-turn; an answer that follows at once goes with it."""
+        self._reports.append(event)
+        self._loop.call_soon(self._put_reports)
+
+    def _put_reports(self) -> None:
+        self._inbox.put_text((), *self._reported())
+
+    def _reported(self) -> list[Note]:
+        notes = [self._tasks.note(event) for event in self._reports]
+        self._reports.clear()
+        return [note for note in notes if note is not None]
+
+    def _answer(self, text: str) -> None:
+        self._put_text(self._control.background, Note("background", text))
+
+    def _remember(self, text: str) -> None:
+        """What is in the context only."""
+        self._inbox.put_text((), *self._reported(), Note("remembered", text))
+
+    # Inside.
+
+    def _keep(self, turn: int, block: Block) -> bool:
+        if self._log is None:
+            return False
+        try:
+            return self._log.append(turn, block)
+        except OSError as error:
+            raise JournalError(f"What this session is kept in cannot be written: {error.strerror}.") from error
+
+    async def _work(  # noqa: ANN202
+        self, function: Callable[..., Any], *arguments: object, pool: concurrent.futures.Executor | None = None
+    ):
+        return await self._loop.run_in_executor(pool or self._pools.intake, function, *arguments)
+
+    def _take_sound(self, pcm: bytes, offset: int | None) -> None:
+        pcm, lost = self._sound.place(pcm, offset)
+        if lost:
+            self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
+        for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
+            samples = self._sound.push(chunk)
+            self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
+            self._assembler.push(samples)
+
+    async def _watch(self) -> None:
+        """Completes micro-turns whose sound does not come."""
+        try:
+            while True:
+                async with self._busy:
+                    while self._starved(time.monotonic()):
+                        await self._work(lambda: self._assembler.pad(expected=self._closed_at is not None))
+                self._check_time()
+                if self._over:
+                    return
+                await asyncio.sleep(0.001 if self._engine.unpaced and self._closed_at is not None else WATCH_S)
+        except Exception as error:  # reported, or the session would wait for ever
+            self.end(error)
+
+    def _check_time(self) -> None:
+        longest_s, idle_s = self._settings.longest_s, self._settings.idle_s
+        if longest_s is not None and self._now() >= longest_s:
+            self.end(TimeLimitError(f"This session has lasted {longest_s:g} s, as long as it may."))
+        elif idle_s is not None and self._parked is None and time.monotonic() - self._active_at > idle_s:
+            self.end(TimeLimitError(f"For {idle_s:g} s nothing was sent or said, so the session was ended."))
+
+    def _starved(self, now: float) -> bool:
+        if self._parked is not None:
+            return False
+        if self._closed_at is not None:
+            return self._inbox.queued < (AHEAD if self._engine.unpaced else 1)
+        if not self.config.sends_audio:
+            return self._inbox.queued < 1
+        return not self._engine.unpaced and self._inbox.queued == 0 and self._pacer.late(now)
+
+    def _put_text(self, head: int, note: Note, *, typed: bool = False) -> None:
+        """What the model is told: begins with that token."""
+        tokens = [head, *self._tokenizer.encode(" " + note.text)]
+        self._inbox.put_text(tokens, *self._reported(), note, typed=typed)
+
+    def _now(self) -> float:
+        return (self._turn + 1) * self._spec.micro_turn_s
