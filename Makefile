@@ -1,6 +1,7 @@
 # make demo: a live conversation with the shipped model. make test: the tests. make test-newest: what the newest
 # libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
-# runs in; make test-beam: its tests. make test-tpu: what the TPU compiler makes of the programs, on any machine. All
+# runs in; make test-beam: its tests. make test-tpu: what the TPU compiler makes of the programs, on any machine.
+# make test-browser: the page, in a Chromium, which must be installed. All
 # need Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ export JAX_PLATFORMS ?= cpu
 NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/model/test_batch_invariance.py \
   tests/model/test_kernels.py tests/checkpoint tests/train/test_run.py tests/serve/test_end_to_end.py
 
-.PHONY: demo test test-newest beam test-beam test-tpu lint format types clean
+.PHONY: demo test test-newest beam test-beam test-tpu test-browser lint format types clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
@@ -36,6 +37,9 @@ test-beam: $(BEAM_VENV)/.beam $(VENV)/.test
 
 test-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python -m pytest -m 'tpu_compile and not slow' $(PYTEST_ARGS)
+
+test-browser: $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -63,6 +67,10 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.base
 	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test
+	$(PIP) install -c constraints.txt -e '.[browser]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

@@ -12,13 +12,13 @@ import sys
 import numpy as np
 from absl import flags
 
-from launch import cli
+from launch import cli, reach
 from tml_jax import client
 from tml_jax.client import media, summary
 from tml_jax.eval.conversation import MIC_RATE, hold, make_folder
 from tml_jax.serve import intake
 
-_SERVER = cli.server()
+_SERVER = reach.server()
 _WAV = flags.DEFINE_string("wav", None, "Sound of the user: any format, rate and channels.")
 _MIC = flags.DEFINE_bool("mic", False, "Take the user's sound from the microphone.")
 _SECONDS = flags.DEFINE_float("seconds", 30.0, "How long the microphone is open.", lower_bound=0.2)
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     try:
         make_folder(out)
         mic_s = _SECONDS.value if _MIC.value else 0.0
-        figures = hold(_SERVER.value, script_of_flags(), out, _CHUNK_MS.value, mic_s)
+        figures = hold(_SERVER(), script_of_flags(), out, _CHUNK_MS.value, mic_s)
     except (ValueError, client.SessionError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -167,11 +167,6 @@ def seed(default: int, text: str) -> flags.FlagHolder:
     return flags.DEFINE_integer("seed", default, text, lower_bound=0, upper_bound=2**32 - 1)
 
 
-def server() -> flags.FlagHolder:
-    """Defines ``--server``."""
-    return flags.DEFINE_string("server", "127.0.0.1:50051", "host:port of the server.")
-
-
 def bank(default: str | None = "checkpoints/speech_bank") -> flags.FlagHolder:
     """Defines ``--bank``; a default of None stands for the experiment's own."""
     text = "Folder of the speech bank." if default else "Folder of the speech bank, where not the experiment's own."

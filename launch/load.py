@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from launch import cli
+from launch import cli, reach
 from tml_jax import client
 from tml_jax.client import media, summary
 
-_SERVER = cli.server()
+_SERVER = reach.server()
 _SESSIONS = flags.DEFINE_integer("sessions", 8, "Sessions at once.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Length of each.", lower_bound=1)
 _WAV = flags.DEFINE_string("wav", None, "Sound that every session sends, over and over; noise in bursts without it.")
@@ -51,14 +51,14 @@ async def _run(recordings: list[client.Recording]) -> tuple[list[str], Any]:
     """Holds all sessions, each into its recording; returns why some failed and, if it is still there, the server."""
 
     async def one(seed: int) -> None:
-        channel = client.connect(_SERVER.value)
+        channel = client.connect(_SERVER())
         async with channel:
             script = client.Script(_sound(seed), _video(seed) if _FRAMES.value else None, tail_s=0.0, seed=seed)
             await client.converse(channel, script, chunk_ms=_CHUNK_MS.value, recording=recordings[seed])
 
     results = await asyncio.gather(*(one(seed) for seed in range(len(recordings))), return_exceptions=True)
     failures = [str(result) for result in results if result is not None]
-    async with client.connect(_SERVER.value) as channel:
+    async with client.connect(_SERVER()) as channel:
         try:
             return failures, await client.server_info(channel)
         except client.SessionError:

@@ -1,6 +1,7 @@
 """Serves a saved model over gRPC: ``python -m launch.serve --checkpoint=checkpoints/inkling_tiny --port=0``.
 
-With --http_port also to the clients of OpenAI's protocols (docs/doors.md).
+With --http_port also a page to talk on, and the clients of OpenAI's protocols (docs/doors.md). Where others are to
+reach it, it asks for keys and TLS (docs/operation.md).
 
 SIGTERM or Ctrl-C lets live sessions end, then the server. On a pod all hosts run the same command, with a mesh over all
 their devices; process 0 has the port, the others run what it runs. SIGTERM on any of them ends all in order; where one
@@ -20,7 +21,8 @@ from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
 from tml_jax.serve import bundle, config, server
 from tml_jax.serve.background.settings import BackgroundSettings, build, read_settings
-from tml_jax.serve.doors import web
+from tml_jax.serve.doors import access
+from tml_jax.serve.doors.address import Tls
 
 _CHECKPOINT = cli.checkpoint()
 _MESH = cli.mesh("the first device alone")
@@ -31,15 +33,30 @@ _PORT = flags.DEFINE_integer(
     "port", 50051, "Port to listen on; 0 takes any free one and prints it.", lower_bound=0, upper_bound=65535
 )
 _HTTP_PORT = flags.DEFINE_integer(
-    "http_port", None, "Port for OpenAI's protocols; 0 takes any free one. None without it.", 0, 65535
+    "http_port", None, "Port for the page and OpenAI's protocols; 0 takes any free one. None without it.", 0, 65535
 )
-_API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys for that port, one a line.")
+_API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys, one a line: clients must send one of them.")
+_KEY_SESSIONS = flags.DEFINE_integer("key_sessions", 0, "Sessions at once for each key; 0 is any number.", 0)
+_KEY_MINUTES = flags.DEFINE_float(
+    "key_minutes", 0.0, "Minutes of sessions in 24 hours for each key; 0 is any number.", 0
+)
+_TLS_CERT = flags.DEFINE_string("tls_cert", None, "PEM file of the server's certificate and its chain.")
+_TLS_KEY = flags.DEFINE_string("tls_key", None, "PEM file of its key.")
+_TLS_CLIENT_CA = flags.DEFINE_string(
+    "tls_client_ca", None, "PEM file: clients must show a certificate signed by these."
+)
+_BEHIND_PROXY = flags.DEFINE_bool(
+    "behind_proxy", False, "Others reach this server through a proxy alone, which ends TLS: none is needed here."
+)
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
 _BACKGROUND = flags.DEFINE_string(
     "background", None, "File that says which background model, with which tools (docs/background.md)."
 )
 _DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of texts that the background model searches.")
+_SESSION_DIR = cli.out_folder(
+    "session_dir", None, "Folder, shared by servers, from which sessions are resumed after this one; None without it."
+)
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
@@ -66,9 +83,13 @@ def main(argv: list[str]) -> None:
     settings = server.ServerSettings(
         address=f"{_HOST.value}:{_PORT.value}",
         http_address=None if _HTTP_PORT.value is None else f"{_HOST.value}:{_HTTP_PORT.value}",
-        api_keys=web.read_keys(pathlib.Path(_API_KEY_FILE.value)) if _API_KEY_FILE.value else (),
+        api_keys=access.read_keys(pathlib.Path(_API_KEY_FILE.value)) if _API_KEY_FILE.value else (),
+        quota=access.Quota(_KEY_SESSIONS.value, _KEY_MINUTES.value),
+        tls=_tls(),
+        behind_proxy=_BEHIND_PROXY.value,
         slots=_SLOTS.value,
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
+        session_dir=pathlib.Path(_SESSION_DIR.value) if _SESSION_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
         session=session,
@@ -80,7 +101,9 @@ def main(argv: list[str]) -> None:
 
         def ready(port: int, http_port: int) -> None:
             if _HTTP_PORT.value is not None:
-                print(f"OpenAI's protocols are on http://{_HOST.value}:{http_port}/v1", flush=True)
+                scheme = "http" if settings.tls is None else "https"
+                print(f"A page to talk on is at {scheme}://{_HOST.value}:{http_port}/", flush=True)
+                print(f"OpenAI's protocols are on {scheme}://{_HOST.value}:{http_port}/v1", flush=True)
             print(f"Serving {model.name} to {_SLOTS.value} sessions on {_HOST.value}:{port}", flush=True)
 
         if lockstep is None or lockstep.leads:
@@ -89,6 +112,15 @@ def main(argv: list[str]) -> None:
             server.follow(model, settings)
     if _STATUS.value:
         sys.exit(_STATUS.value)
+
+
+def _tls() -> Tls | None:
+    if bool(_TLS_CERT.value) != bool(_TLS_KEY.value) or (_TLS_CLIENT_CA.value and not _TLS_CERT.value):
+        raise ValueError("TLS needs both --tls_cert and --tls_key.")
+    if not _TLS_CERT.value:
+        return None
+    client_ca = pathlib.Path(_TLS_CLIENT_CA.value) if _TLS_CLIENT_CA.value else None
+    return Tls(pathlib.Path(_TLS_CERT.value), pathlib.Path(_TLS_KEY.value), client_ca)
 
 
 if __name__ == "__main__":

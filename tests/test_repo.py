@@ -109,7 +109,7 @@ def test_no_machine_and_no_registry_is_named():
     assert not found
 
 
-PINS = {"constraints.txt": {"tpu", "test", "dev", "speech"}, "constraints-newest.txt": {"test"}}
+PINS = {"constraints.txt": {"tpu", "test", "browser", "telemetry", "dev", "speech"}, "constraints-newest.txt": {"test"}}
 
 
 def constraints(file):

@@ -71,6 +71,13 @@ class TpuJob:
         if self.port is not None:
             if "--host=0.0.0.0" not in self.arguments:
                 raise ValueError("launch.serve is heard on its own host alone: add --host=0.0.0.0 to the command.")
+            if not any(argument.startswith("--api_key_file=") for argument in self.arguments):
+                raise ValueError("launch.serve asks others for a key: add --api_key_file=FILE to the command.")
+            if not any(argument.startswith(("--behind_proxy", "--tls_cert=")) for argument in self.arguments):
+                raise ValueError(
+                    "launch.serve is encrypted where others reach it: add --behind_proxy (the cluster's network alone "
+                    "reaches it) or --tls_cert=FILE and --tls_key=FILE to the command."
+                )
             if self.hosts > 1 and "--distributed" not in self.arguments:
                 raise ValueError(f"{self.hosts} hosts serve together with --distributed: add it to the command.")
 

@@ -23,7 +23,8 @@ from pallas_kernels.static.compile import ENVIRONMENT
 from tml_jax.train.interrupt import Interruption
 
 ROOT = pathlib.Path(__file__).parents[2]
-SERVE = "launch.serve --checkpoint=/gcs/model --mesh=1,1,8,4 --host=0.0.0.0 --distributed"
+GUARDED = "--host=0.0.0.0 --api_key_file=/gcs/keys --behind_proxy"
+SERVE = f"launch.serve --checkpoint=/gcs/model --mesh=1,1,8,4 {GUARDED} --distributed"
 TRAIN = "launch.train --config=configs/inkling_small.py --workdir=/gcs/run --tokenizer=/gcs/t.json --distributed"
 
 
@@ -43,7 +44,7 @@ JOBS = [
     job(),
     job("v6e:16x16", slices=2, spot=True),
     job("tpu7x:4x8x8", restarts=0),
-    job("v6e:1x1", command="launch.serve --checkpoint=/gcs/model --host=0.0.0.0"),
+    job("v6e:1x1", command=f"launch.serve --checkpoint=/gcs/model {GUARDED}"),
     job("v5p:2x4x4", command=f"{SERVE} --port=7000"),
 ]
 
@@ -214,6 +215,8 @@ def test_a_wrong_slice_names_the_nearest(name, nearest):
         ({"topology": "v6e:2x2", "slices": 2}, "single host"),
         ({"restarts": -1}, "restart -1 times"),
         ({"command": SERVE.replace("--host=0.0.0.0", "")}, "add --host=0.0.0.0"),
+        ({"command": SERVE.replace("--api_key_file=/gcs/keys", "")}, "add --api_key_file=FILE"),
+        ({"command": SERVE.replace("--behind_proxy", "")}, "add --behind_proxy"),
         ({"command": SERVE.replace("--distributed", "")}, "8 hosts serve together with --distributed"),
     ],
 )
@@ -349,11 +352,11 @@ def test_a_dry_run_runs_nothing(tmp_path):
 
 def flags_of(module):
     """The flags that a command defines, by its source."""
-    shared = (ROOT / "launch" / "cli.py").read_text()
+    shared = "".join((ROOT / "launch" / name).read_text() for name in ("cli.py", "reach.py"))
     path = ROOT.joinpath(*module.split("."))
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     names = set(re.findall(r'(?:flags\.DEFINE_\w+|cli\.out_\w+)\(\s*"(\w+)"', source))
-    for function in re.findall(r"cli\.(\w+)\(", source):
+    for function in re.findall(r"(?:cli|reach)\.(\w+)\(", source):
         body = re.search(rf"def {function}\(.*?(?=\ndef |\Z)", shared, re.DOTALL)
         names |= set(re.findall(r'(?:DEFINE_\w+|out_\w+)\(\s*"(\w+)"', body[0] if body else ""))
     return names

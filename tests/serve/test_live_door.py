@@ -17,9 +17,12 @@ from tests.serve.conftest import bursts
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors import conversation, live, live_config, protocol
+from tml_jax.serve.doors.access import Access, read_keys
+from tml_jax.serve.doors.address import Safety
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.protocol import ProtocolError
-from tml_jax.serve.doors.web import WebDoor, read_keys
+from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
 from tml_jax.serve.sessions import Sessions
@@ -359,12 +362,16 @@ def test_who_may_enter(bundle, run) -> None:
             return refused.response.status_code
 
     async def scenario() -> list[int | None]:
-        door = WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None), ("other", "s3cret"))
+        sessions = Sessions(Engine(bundle, 1), SessionSettings(), None)
+        rpc, access = GrpcDoor(sessions), Access(("other", "s3cret"))
+        door = WebDoor(sessions, rpc, access)
         with pytest.raises(ValueError, match="give --api_key_file"):
-            await WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None)).open("0.0.0.0", 0)
+            await WebDoor(sessions, rpc).open("0.0.0.0", 0)
+        with pytest.raises(ValueError, match="give --tls_cert and --tls_key"):
+            await WebDoor(sessions, rpc, access, Safety(keys=True)).open("0.0.0.0", 0)
         port = await door.open("127.0.0.1", 0)
         with pytest.raises(ValueError, match="cannot listen on"):
-            await WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None)).open("127.0.0.1", port)
+            await WebDoor(sessions, rpc).open("127.0.0.1", port)
         statuses = [
             await status(door),
             await status(door, Authorization="Bearer wrong"),
@@ -380,10 +387,14 @@ def test_who_may_enter(bundle, run) -> None:
     assert run(scenario()) == [401, 401, None, None, 403, None, 403]
 
 
-def test_an_open_address_without_keys_is_refused_before_anything_is_loaded() -> None:
-    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0"):
-        ServerSettings(http_address="0.0.0.0:8080")
-    assert ServerSettings(http_address="[::]:8080", api_keys=["k"]).http() == ("::", 8080)
+@pytest.mark.parametrize("door", ["address", "http_address"])
+def test_an_open_address_is_refused_unless_it_is_guarded_before_anything_is_loaded(door: str) -> None:
+    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0, so the server needs API keys"):
+        ServerSettings(**{door: "0.0.0.0:8080"})
+    with pytest.raises(ValueError, match=r"Others reach 0\.0\.0\.0, so the server needs TLS"):
+        ServerSettings(**{door: "0.0.0.0:8080"}, api_keys=["k"])
+    settings = ServerSettings(http_address="[::]:8080", api_keys=["k"], behind_proxy=True)
+    assert settings.http() == ("::", 8080)
 
 
 def test_a_file_of_keys(tmp_path) -> None:

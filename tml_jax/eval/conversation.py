@@ -23,14 +23,19 @@ _FILES = ("reply.wav", "session.jsonl", "timeline.png", "summary.json")
 
 
 def hold(
-    server: str, script: client.Script, out: pathlib.Path, chunk_ms: float, mic_s: float = 0.0, title: str = ""
+    server: str | client.Address,
+    script: client.Script,
+    out: pathlib.Path,
+    chunk_ms: float,
+    mic_s: float = 0.0,
+    title: str = "",
 ) -> dict[str, Any]:
     """Holds a conversation, shows it, and writes everything that `out` should hold.
 
     What was in `out` stays until the session has begun. A session that is cut short leaves what there was of it.
 
     Args:
-      server: host:port.
+      server: host:port, or more of it.
       script: what is said and shown.
       out: the folder.
       chunk_ms: length of the pieces of sound.
@@ -65,7 +70,7 @@ def hold(
 
 
 def converse(
-    server: str,
+    server: str | client.Address,
     script: client.Script,
     recording: client.Recording,
     journal: pathlib.Path | None,
@@ -75,7 +80,7 @@ def converse(
     """Holds a conversation and shows it; returns how often the server has compiled since it was warm.
 
     Args:
-      server: host:port.
+      server: host:port, or more of it.
       script: what is said and shown.
       recording: filled with what comes back, however the session ends.
       journal: the file for its events, replaced when the session has begun; None: they are only in `recording`.

@@ -12,8 +12,10 @@ import threadpoolctl
 from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
+from tml_jax.serve.doors.access import Access, Quota
+from tml_jax.serve.doors.address import Safety, Tls, check_address
 from tml_jax.serve.doors.grpc import GrpcDoor
-from tml_jax.serve.doors.web import WebDoor, check_address
+from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine, EngineDiedError
 from tml_jax.serve.sessions import Sessions
 
@@ -24,7 +26,9 @@ class ServerSettings:
 
     Attributes:
       address: of the gRPC door, ``host:port``; port 0 takes any free one.
-      http_address: of the web door, likewise; None: there is none. api_keys: one of them opens it, if there are any.
+      http_address: of the web door, likewise; None: there is none.
+      api_keys: one of them opens the doors, if there are any. quota: what each of them may use.
+      tls: of both doors. behind_proxy: others reach this server through a proxy alone, which ends TLS.
       slots: sessions at once.
       journal_dir: where sessions are recorded, or None.
       session_dir: where those that can be resumed are kept for another process, or None.
@@ -34,12 +38,15 @@ class ServerSettings:
       session: how sessions are treated.
 
     Raises:
-      ValueError: the web door would be open to others and ask for no key.
+      ValueError: a door would be open to others and ask for no key, or not be encrypted.
     """
 
     address: str = "127.0.0.1:0"
     http_address: str | None = None
     api_keys: Sequence[str] = ()
+    quota: Quota = Quota()
+    tls: Tls | None = None
+    behind_proxy: bool = False
     slots: int = 8
     journal_dir: pathlib.Path | None = None
     session_dir: pathlib.Path | None = None
@@ -49,13 +56,21 @@ class ServerSettings:
     session: SessionSettings = SessionSettings()
 
     def __post_init__(self) -> None:
-        if self.http_address is not None:
-            check_address(self.http()[0], self.api_keys)
+        for address in filter(None, (self.address, self.http_address)):
+            check_address(_split(address)[0], self.safety())
 
     def http(self) -> tuple[str, int]:
         """Host and port of the web door."""
-        host, _, port = (self.http_address or "").rpartition(":")
-        return host.strip("[]"), int(port)
+        return _split(self.http_address or "")
+
+    def safety(self) -> Safety:
+        """What guards the doors."""
+        return Safety(bool(self.api_keys), self.tls, self.behind_proxy)
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 class Server:
@@ -72,8 +87,9 @@ class Server:
         unpaced = settings.faster_than_real_time
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
         self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
-        self.door = GrpcDoor(self.sessions)
-        self.web = WebDoor(self.sessions, settings.api_keys)
+        access = Access(settings.api_keys, settings.quota)
+        self.door = GrpcDoor(self.sessions, access, settings.tls)
+        self.web = WebDoor(self.sessions, self.door, access, settings.safety())
 
     async def start(self) -> int:
         """Compiles, then opens the ports and returns gRPC's.

@@ -50,6 +50,34 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"interaction.proto declares no {name!r}.") from None
 
 
+def tables() -> dict[str, Any]:
+    """The messages and enums as plain tables, for a reader that has no protoc: all that a codec must know.
+
+    Returns:
+      ``messages``: by name, a list of fields: number, name, type, ``of`` (the message or enum), and whether the field
+      is left out of a message where it is not set (``optional``). ``enums``: by name, the names of its values.
+    """
+    messages, enums = {}, {}
+    for name, kind in _NAMES.items():
+        if isinstance(kind, enum_type_wrapper.EnumTypeWrapper):
+            enums[name] = {str(number): value for value, number in kind.items()}
+            continue
+        messages[name] = [
+            {
+                "number": field.number,
+                "name": field.name,
+                "type": _TYPES[field.type],
+                "of": (field.message_type or field.enum_type).name if field.message_type or field.enum_type else None,
+                "optional": field.has_presence,
+            }
+            for field in kind.DESCRIPTOR.fields
+        ]
+    return {"messages": messages, "enums": enums}
+
+
+_TYPES = {number: name[5:].lower() for name, number in descriptor_pb2.FieldDescriptorProto.Type.items()}
+
+
 def converse_method(channel: Any) -> Any:
     """The `Converse` method of a `grpc` or `grpc.aio` channel."""
     return channel.stream_stream(

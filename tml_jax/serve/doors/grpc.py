@@ -12,6 +12,9 @@ from grpc_reflection.v1alpha import reflection
 
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.doors.access import Access
+from tml_jax.serve.doors.address import Tls
+from tml_jax.serve.doors.guard import Guard, add_port
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
 from tml_jax.serve.errors import (
     BusyError,
@@ -57,6 +60,10 @@ _STATUS = {
 }
 
 
+class _NotSentError(Exception):
+    """The client has gone."""
+
+
 class GrpcDoor:
     """Serves `Sessions` on a port.
 
@@ -64,21 +71,22 @@ class GrpcDoor:
       port: where it listens, once `open` has returned.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, access: Access = Access(), tls: Tls | None = None) -> None:
         """Makes a door that is not open."""
         self._sessions, self._bundle = sessions, sessions.engine.bundle
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=[Guard(access)])
+        self._tls = tls
         self._health = health.aio.HealthServicer()
         self._draining = False
         self.port = 0
         handlers = {
             "Converse": grpc.stream_stream_rpc_method_handler(
-                self._converse,
+                self.converse,
                 request_deserializer=None,  # bytes: what is malformed is told by `_parse`
                 response_serializer=protos.ConverseResponse.SerializeToString,
             ),
             "GetServerInfo": grpc.unary_unary_rpc_method_handler(
-                self._get_server_info,
+                self.server_info,
                 request_deserializer=protos.GetServerInfoRequest.FromString,
                 response_serializer=protos.GetServerInfoResponse.SerializeToString,
             ),
@@ -96,7 +104,7 @@ class GrpcDoor:
           ValueError: the address cannot be listened on.
         """
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = add_port(self._server, address, self._tls)
         except RuntimeError:
             raise ValueError(f"The server cannot listen on {address}: is the port taken?") from None
         await self._server.start()
@@ -121,7 +129,8 @@ class GrpcDoor:
         for name in ("", protos.SERVICE):
             await self._health.set(name, status)
 
-    async def _converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+    async def converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        """One conversation: a call of `Converse`, or what another door makes of its own connection."""
         try:
             session, told = await self._begin(requests)
         except tuple(_STATUS) as error:
@@ -136,7 +145,11 @@ class GrpcDoor:
             if not writer.done():
                 raise SlowClientError("The client reads nothing, so its call was ended.")
             writer.result()
-            self._sessions.forget(session)
+            if session.token:
+                await asyncio.wait_for(session.all_arrived.wait(), UNREAD_S)
+                self._sessions.forget(session)
+        except (_NotSentError, TimeoutError):
+            pass
         except (TakenOverError, MovedError) as error:
             await context.abort(_status(error), str(error))
         except Exception as error:
@@ -177,7 +190,8 @@ class GrpcDoor:
         except Exception as error:
             session.end(error)
 
-    async def _get_server_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def server_info(self, request: Any = None, context: grpc.aio.ServicerContext | None = None) -> Any:
+        """What `GetServerInfo` answers."""
         stats = self._sessions.engine.stats()
         return protos.GetServerInfoResponse(
             model=self._bundle.name,
@@ -213,7 +227,10 @@ async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
         message = messages.to_message(event)
         if told.sequence != before:
             message.sequence = before = told.sequence
-        await context.write(message)
+        try:
+            await context.write(message)
+        except Exception as error:  # gRPC has several for a client that has gone
+            raise _NotSentError from error
 
 
 def _parse(message: bytes) -> Any:
@@ -234,6 +251,8 @@ async def _take(session: Session, request: Any) -> None:
             await session.push_frame(frame.data, form, frame.width, frame.height, _offset(frame))
         case "text":
             await session.push_text(request.text.text, _offset(request.text))
+        case "context":
+            session.push_context(request.context.text, to_say=request.context.to_say)
         case "close":
             await session.close_input()
         case "received":

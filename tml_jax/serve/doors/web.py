@@ -5,28 +5,45 @@ Starlette and uvicorn, because both are small, kept well, and leave WebSockets t
 
 import asyncio
 import contextlib
-import hmac
-import ipaddress
 import pathlib
 import socket
+import ssl
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import uvicorn
+from google.protobuf import json_format
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse
-from starlette.routing import WebSocketRoute
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tml_jax.serve.doors import live, realtime
+from tml_jax.serve.doors import live, realtime, stream
+from tml_jax.serve.doors.access import TOKEN_S, Access, AccessError, QuotaError
+from tml_jax.serve.doors.address import Safety, check_address, is_loopback
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.errors import DrainedError
 from tml_jax.serve.sessions import Sessions
+from tml_jax.wire import protos
 
+PAGE = pathlib.Path(__file__).parent.parent / "page"
+# The page takes nothing from elsewhere, and no other page may hold it in a frame.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 MAX_MESSAGE_BYTES = 4 << 20  # a longer one closes the socket with 1009
 MAX_CONNECTIONS = 256  # more are told 503
-_SUBPROTOCOL = "openai-insecure-api-key."
+# What a browser can send with a WebSocket: subprotocols. These bring a key, or a token.
+_KEY, _TOKEN = "openai-insecure-api-key.", "token."
+_SUBPROTOCOLS = (stream.PROTOCOL, "realtime")
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -46,31 +63,16 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def read_keys(path: pathlib.Path) -> tuple[str, ...]:
-    """The API keys of a file, one a line.
-
-    Raises:
-      ValueError: it cannot be read, or holds none.
-    """
-    try:
-        keys = tuple(filter(None, map(str.strip, path.read_text().splitlines())))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The API keys in {path} cannot be read: {error}.") from error
-    if not keys:
-        raise ValueError(f"There is no API key in {path}: write one a line.")
-    return keys
-
-
 class WebDoor:
-    """Serves `Sessions` to the clients of OpenAI's protocols.
+    """Serves `Sessions` to a page of its own and to the clients of OpenAI's protocols.
 
     Attributes:
       port: where it listens, once `open` has returned.
     """
 
-    def __init__(self, sessions: Sessions, keys: Sequence[str] = ()) -> None:
-        """Makes a door that is not open; without `keys` everybody on this machine may enter."""
-        self._sessions, self._keys = sessions, tuple(key.encode() for key in keys)
+    def __init__(self, sessions: Sessions, rpc: GrpcDoor, access: Access = Access(), safety: Safety = Safety()) -> None:
+        """Makes a door that is not open; `rpc` has the conversation of our own protocol."""
+        self._sessions, self._rpc, self._access, self._safety = sessions, rpc, access, safety
         self._watchable: live.Directory = {}
         self._draining = False
         self._here = False
@@ -81,24 +83,18 @@ class WebDoor:
         """Listens (port 0: on any free one) and returns the port.
 
         Raises:
-          ValueError: the address cannot be listened on, or is open to others while no key is asked for.
+          ValueError: the address cannot be listened on, or is open to others and not guarded.
         """
-        check_address(host, self._keys)
+        check_address(host, self._safety)
         self._here = is_loopback(host)
         try:
             listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError as error:
             raise ValueError(f"The server cannot listen on {host}:{port}: {error.strerror}.") from error
         self.port = listener.getsockname()[1]
-        app = Starlette(
-            routes=[
-                WebSocketRoute(live.PATH, self._live),
-                WebSocketRoute(live.PATH + "/{id}/attach", self._attach),
-                WebSocketRoute(realtime.PATH, self._realtime),
-            ]
-        )
+        tls = self._safety.tls
         config = uvicorn.Config(
-            app,
+            Starlette(routes=self._routes()),
             ws=_Protocol,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # sound in base64 hardly shrinks, and a bomb would unfold
@@ -108,6 +104,10 @@ class WebDoor:
             log_level="warning",
             access_log=False,
             server_header=False,
+            ssl_certfile=tls and tls.cert,
+            ssl_keyfile=tls and tls.key,
+            ssl_ca_certs=tls and tls.client_ca and str(tls.client_ca),
+            ssl_cert_reqs=ssl.CERT_REQUIRED if tls and tls.client_ca else ssl.CERT_NONE,
         )
         self._server = _Uvicorn(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
@@ -128,16 +128,33 @@ class WebDoor:
     def _refusal(self) -> Exception | None:
         return DrainedError("The server is going down and takes no new session.") if self._draining else None
 
+    def _routes(self) -> list[BaseRoute]:
+        return [
+            WebSocketRoute(live.PATH, self._live),
+            WebSocketRoute(live.PATH + "/{id}/attach", self._attach),
+            WebSocketRoute(realtime.PATH, self._realtime),
+            WebSocketRoute(stream.PATH, self._stream),
+            Route("/v1/tokens", self._token, methods=["POST"]),
+            Route("/v1/info", self._info),
+            Route("/v1/protocol", self._protocol),
+            Route("/", self._page),
+            Mount("/page", _Page(directory=PAGE)),
+        ]
+
+    # Conversations.
+
     async def _live(self, socket: WebSocket) -> None:
-        if await self._accept(socket):
-            await live.LiveConversation(socket, self._sessions, self._refusal, self._watchable).run()
+        async with self._entered(socket) as entered:
+            if entered:
+                await live.LiveConversation(socket, self._sessions, self._refusal, self._watchable).run()
 
     async def _attach(self, socket: WebSocket) -> None:
         name = socket.path_params["id"]
         main = self._watchable.get(name)
         denied = None if main else _error(404, "session_not_found", f"There is no live session {name[:100]!r} here.")
-        if await self._accept(socket, denied) and main:
-            await live.Watcher(socket, self._sessions, main).run()
+        async with self._entered(socket, denied) as entered:
+            if entered and main:
+                await live.Watcher(socket, self._sessions, main).run()
 
     async def _realtime(self, socket: WebSocket) -> None:
         denied = None
@@ -147,57 +164,99 @@ class WebDoor:
             denied = _error(503, "server_full", "All sessions of this server are taken: try again when one has ended.")
         elif socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
             denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
-        if await self._accept(socket, denied):
-            model = socket.query_params.get("model") or self._sessions.engine.bundle.name
-            await realtime.RealtimeConversation(socket, self._sessions, self._refusal, model).run()
+        async with self._entered(socket, denied) as entered:
+            if entered:
+                model = socket.query_params.get("model") or self._sessions.engine.bundle.name
+                await realtime.RealtimeConversation(socket, self._sessions, self._refusal, model).run()
 
-    async def _accept(self, socket: WebSocket, denied: JSONResponse | None = None) -> bool:
-        """Opens the socket, or says why not."""
-        if denied := self._denied(socket) or denied:
-            await socket.send_denial_response(denied)
-            return False
-        await socket.accept("realtime" if "realtime" in socket.scope["subprotocols"] else None)
-        return True
+    async def _stream(self, socket: WebSocket) -> None:
+        async with self._entered(socket) as entered:
+            if entered:
+                await stream.serve(socket, self._rpc.converse)
 
-    def _denied(self, request: HTTPConnection) -> JSONResponse | None:
-        """Why a client may not enter: pages of other sites, names that were bent to this machine, wrong keys."""
+    @contextlib.asynccontextmanager
+    async def _entered(self, socket: WebSocket, denied: JSONResponse | None = None) -> AsyncIterator[bool]:
+        """Opens the socket and counts a session of whoever comes, or says why not."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._access.session(self._owner(socket)))
+            except _REFUSED as error:
+                denied = _denial(error)
+            if denied:
+                await socket.send_denial_response(denied)
+            else:
+                offered = socket.scope.get("subprotocols", ())
+                await socket.accept(next((name for name in _SUBPROTOCOLS if name in offered), None))
+            yield denied is None
+
+    # What a page asks for.
+
+    async def _token(self, request: Request) -> Response:
+        """A token for one connection, in exchange for a key: a page cannot send one with a WebSocket."""
+
+        def issue(owner: str) -> dict[str, Any]:
+            self._access.check(owner)
+            return {"token": self._access.issue(owner), "expires_in": TOKEN_S}
+
+        return self._answer(request, issue)
+
+    async def _info(self, request: Request) -> Response:
+        info = await self._rpc.server_info()
+        fields = json_format.MessageToDict(
+            info, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        return self._answer(request, lambda _: fields)
+
+    async def _protocol(self, request: Request) -> Response:
+        return JSONResponse(protos.tables(), headers={"Cache-Control": "no-cache"})
+
+    async def _page(self, request: Request) -> Response:
+        return FileResponse(PAGE / "index.html", headers=PAGE_HEADERS)
+
+    def _answer(self, request: Request, answer: Callable[[str], dict[str, Any]]) -> Response:
+        """What `answer` makes of whoever asks, or why it is not told."""
+        try:
+            return JSONResponse(answer(self._owner(request)), headers={"Cache-Control": "no-store"})
+        except _REFUSED as error:
+            return _denial(error)
+
+    def _owner(self, request: HTTPConnection) -> str:
+        """Who comes.
+
+        Raises:
+          AccessError: who may not enter: pages of other sites, names that were bent to this machine, wrong keys.
+        """
         if self._server is not None and len(self._server.server_state.connections) > MAX_CONNECTIONS:
-            return _error(503, "server_full", "Too many clients are connected: try again later.")
+            raise AccessError("server_full", "Too many clients are connected: try again later.")
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self._here and not is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or ""):
-            return _error(403, "forbidden", f"This server is not {host!r}: use the name that it listens on.")
+            raise AccessError("forbidden", f"This server is not {host!r}: use the name that it listens on.")
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
-            return _error(403, "forbidden", f"Pages of {origin} may not use this server.")
-        if not self._keys:
-            return None
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else request.headers.get("api-key", "")
-        for protocol in request.scope.get("subprotocols", ()) if not given else ():  # what a browser can send
-            given = protocol.removeprefix(_SUBPROTOCOL) if protocol.startswith(_SUBPROTOCOL) else given
-        if not given:
-            return _error(401, "missing_authorization", "Send an API key as Authorization: Bearer KEY.")
-        # Every key is compared, so that the time tells nothing.
-        if not sum(hmac.compare_digest(given.encode(), key) for key in self._keys):
-            return _error(401, "invalid_api_key", "This API key is not known here.")
-        return None
+            raise AccessError("forbidden", f"Pages of {origin} may not use this server.")
+        key = request.headers.get("api-key", "")
+        for offered in request.scope.get("subprotocols", ()):
+            if offered.startswith(_TOKEN):
+                return self._access.redeem(offered.removeprefix(_TOKEN))
+            key = offered.removeprefix(_KEY) if offered.startswith(_KEY) else key
+        return self._access.owner(request.headers.get("authorization", ""), key)
 
 
-def check_address(host: str, keys: Sequence[object]) -> None:
-    """Whether a web door may be opened on `host`.
+class _Page(StaticFiles):
+    """The page's files."""
 
-    Raises:
-      ValueError: others reach it, and there is no key to ask them for.
-    """
-    if not keys and not is_loopback(host):
-        raise ValueError(f"Others reach {host}, so the web door needs API keys there: give --api_key_file.")
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(PAGE_HEADERS)
+        return response
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+_REFUSED = (AccessError, QuotaError)
+_STATUS = {"server_full": 503, "forbidden": 403, "insufficient_quota": 429}
+
+
+def _denial(error: AccessError | QuotaError) -> JSONResponse:
+    code = error.code if isinstance(error, AccessError) else "insufficient_quota"
+    return _error(_STATUS.get(code, 401), code, str(error))
 
 
 def _error(status: int, code: str, sentence: str) -> JSONResponse:
