@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tml_jax.serve.background.actor import ContextPackage, Said
+from tml_jax.serve.background.context import ContextPackage, Said
 from tml_jax.serve.doors.audio import AudioEncoder
 from tml_jax.serve.doors.protocol import ProtocolError, describe, to_base64
 from tml_jax.serve.doors.realtime_config import SEMANTIC_SILENCE_MS, RealtimeConfig
