@@ -1,7 +1,7 @@
 # make demo: a live conversation with the shipped model. make test: the tests. make test-newest: what the newest
 # libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
 # runs in; make test-beam: its tests. make test-tpu: what the TPU compiler makes of the programs, on any machine.
-# make test-browser: the page, in a Chromium, which must be installed. All
+# make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. All
 # need Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
@@ -66,7 +66,7 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install -c constraints.txt -e '.[test,telemetry]'
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test

@@ -18,7 +18,7 @@ from absl import flags, logging
 from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
-from tml_jax.serve import bundle, config, server
+from tml_jax.serve import bundle, config, server, watch
 from tml_jax.serve.doors import access
 from tml_jax.serve.doors.address import Tls
 
@@ -78,6 +78,8 @@ def main(argv: list[str]) -> None:
         faster_than_real_time=_UNPACED.value,
         session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
     )
+    if watch.spans_wanted():
+        watch.send_spans()
     lockstep = Lockstep() if cli.join_pod(_POD) else None
     with lockstep or contextlib.nullcontext():
         executor = Executor.of_shape(cli.mesh_shape(_MESH), lockstep)
