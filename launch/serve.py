@@ -48,6 +48,9 @@ _BEHIND_PROXY = flags.DEFINE_bool(
 )
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_SESSION_DIR = cli.out_folder(
+    "session_dir", None, "Folder, shared by servers, from which sessions are resumed after this one; None without it."
+)
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
@@ -74,6 +77,7 @@ def main(argv: list[str]) -> None:
         behind_proxy=_BEHIND_PROXY.value,
         slots=_SLOTS.value,
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
+        session_dir=pathlib.Path(_SESSION_DIR.value) if _SESSION_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
         session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),

@@ -1,6 +1,6 @@
 """The public client: it imports neither the engine nor JAX."""
 
-from tml_jax.client.address import Address, Tls, connect
+from tml_jax.client.address import Address, Tls
 from tml_jax.client.conversation import (
     STOPPED,
     Recording,
@@ -9,6 +9,7 @@ from tml_jax.client.conversation import (
     converse,
     server_info,
 )
+from tml_jax.client.resuming import connect
 
 __all__ = [
     "STOPPED",

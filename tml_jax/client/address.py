@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -78,10 +78,11 @@ def _with_key(details: Any, key: str) -> Any:
     return details._replace(metadata=metadata)
 
 
-def connect(server: str | Address) -> grpc.aio.Channel:
+def open_channel(server: str | Address, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
     """A channel to a server: ``host:port``, or an `Address` where it asks for a key or has TLS."""
     address = Address(server) if isinstance(server, str) else server
     keys = [_Streams(address.api_key), _Calls(address.api_key)] if address.api_key else []
+    options = (*_OPTIONS, *options)
     if address.tls is None:
-        return grpc.aio.insecure_channel(address.target, options=_OPTIONS, interceptors=keys)
-    return grpc.aio.secure_channel(address.target, address.tls.credentials(), options=_OPTIONS, interceptors=keys)
+        return grpc.aio.insecure_channel(address.target, options=options, interceptors=keys)
+    return grpc.aio.secure_channel(address.target, address.tls.credentials(), options=options, interceptors=keys)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tml_jax.client import media, sending
 from tml_jax.client.playback import Playback
+from tml_jax.client.resuming import ResumingChannel
 from tml_jax.streams import pictures
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import Journal, journal_event
@@ -127,7 +128,7 @@ class Recording:
 
 
 async def converse(
-    channel: grpc.aio.Channel,
+    channel: grpc.aio.Channel | ResumingChannel,
     script: Script,
     *,
     chunk_ms: float = 20.0,
@@ -140,7 +141,7 @@ async def converse(
     """Holds one conversation.
 
     Args:
-      channel: to the server.
+      channel: to the server; over one of `connect(..., resume=True)` the conversation outlives it.
       script: what is said and shown.
       chunk_ms: length of the pieces of sound.
       real_time: send at the pace of time; False sends as fast as the server takes it.
@@ -156,7 +157,7 @@ async def converse(
     recording = Recording() if recording is None else recording
     end_s = script.duration_s if microphone is None else math.inf
     listener = _Listener(script, recording, journal or Journal(None, keep=True), real_time, end_s)
-    call = protos.converse_method(channel)()
+    call: Any = channel.converse() if isinstance(channel, ResumingChannel) else protos.converse_method(channel)()
     sender, reason = None, ""
     try:
         await call.write(protos.ConverseRequest(config=script.config()))
@@ -261,13 +262,14 @@ def _cause(error: BaseException, sender: asyncio.Task[None] | None) -> BaseExcep
     return SessionError(code, details)
 
 
-async def server_info(channel: grpc.aio.Channel) -> Any:
+async def server_info(channel: grpc.aio.Channel | ResumingChannel) -> Any:
     """The server's `GetServerInfoResponse`.
 
     Raises:
       SessionError: it cannot be reached.
     """
+    one = channel.current if isinstance(channel, ResumingChannel) else channel
     try:
-        return await protos.server_info_method(channel)(protos.GetServerInfoRequest(), timeout=10)
+        return await protos.server_info_method(one)(protos.GetServerInfoRequest(), timeout=10)
     except grpc.aio.AioRpcError as error:
         raise SessionError(error.code(), f"The server does not answer: {error.details()}") from error

@@ -21,7 +21,7 @@ from typing import Any
 
 from tml_jax.serve import intake, session_log, watch
 from tml_jax.serve.config import SessionConfig, SessionSettings
-from tml_jax.serve.engine import Engine, TurnResult
+from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.serve.session_input import Pools
@@ -46,6 +46,8 @@ class Session(SessionOutput):
     Attributes:
       error: why it is over, or None.
       id: unique on this server. config: what its client asked for.
+      token: opens it again; empty where nothing does.
+      all_arrived: set when it is over and its client, which can resume it, has been told everything.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Session(SessionOutput):
         self.id, self.token, self._on_over = session_id, token, on_over
         self.error: Exception | None = None
         self._client: Subscription | None = None
-        self._attaching = asyncio.Lock()
+        self._attaching, self.all_arrived = asyncio.Lock(), asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
         row = engine.row_of(kept.state["row"]) if kept and kept.state else None
         self._slot: int | None = engine.admit(self, config.seed, row)
@@ -213,6 +215,8 @@ class Session(SessionOutput):
     def arrived(self, sequence: int) -> None:
         """Its client has all events up to this one."""
         self._audience.arrived(sequence)
+        if self._over and sequence >= self._audience.told:
+            self.all_arrived.set()
 
     def move(self) -> None:
         """Leaves the session to another server, which finds it where it is kept."""
@@ -246,7 +250,7 @@ class Session(SessionOutput):
                 self._journal.write("error", self._now(), max(0, self._turn), text=str(error))
             self._journal.close()
         if error and self._log is not None:  # of one that ended well all is kept until its client knows
-            self._log.close(forget=not isinstance(error, MovedError))
+            self._log.close(forget=not isinstance(error, MovedError | EngineDiedError))
         self._audience.finish(error)
         self._room.set()
         self._on_over(self)

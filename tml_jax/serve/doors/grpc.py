@@ -60,6 +60,10 @@ _STATUS = {
 }
 
 
+class _NotSentError(Exception):
+    """The client has gone."""
+
+
 class GrpcDoor:
     """Serves `Sessions` on a port.
 
@@ -141,7 +145,11 @@ class GrpcDoor:
             if not writer.done():
                 raise SlowClientError("The client reads nothing, so its call was ended.")
             writer.result()
-            self._sessions.forget(session)
+            if session.token:
+                await asyncio.wait_for(session.all_arrived.wait(), UNREAD_S)
+                self._sessions.forget(session)
+        except (_NotSentError, TimeoutError):
+            pass
         except (TakenOverError, MovedError) as error:
             await context.abort(_status(error), str(error))
         except Exception as error:
@@ -219,7 +227,10 @@ async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
         message = messages.to_message(event)
         if told.sequence != before:
             message.sequence = before = told.sequence
-        await context.write(message)
+        try:
+            await context.write(message)
+        except Exception as error:  # gRPC has several for a client that has gone
+            raise _NotSentError from error
 
 
 def _parse(message: bytes) -> Any:
