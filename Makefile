@@ -2,7 +2,8 @@
 # libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
 # runs in; make test-beam: its tests. make clients: other people's clients of the web door, in an environment of their
 # own; make test-clients: they talk with our server. make test-tpu: what the TPU compiler makes of the programs, on any
-# machine. make test-browser: the page, in a Chromium, which must be installed. All need Python >= 3.11, git and make.
+# machine. make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. All need
+# Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= $(VENV)-newest
@@ -72,7 +73,7 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install -c constraints.txt -e '.[test,telemetry]'
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test

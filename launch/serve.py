@@ -20,7 +20,7 @@ from absl import flags, logging
 from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
-from tml_jax.serve import bundle, config, server
+from tml_jax.serve import bundle, config, server, watch
 from tml_jax.serve.background.settings import BackgroundSettings, build, read_settings
 from tml_jax.serve.doors import access
 from tml_jax.serve.doors.address import Tls
@@ -111,6 +111,8 @@ def main(argv: list[str]) -> None:
         fullest=_FULLEST.value,
         session=session,
     )
+    if watch.spans_wanted():
+        watch.send_spans()
     lockstep = Lockstep() if cli.join_pod(_POD) else None
     with lockstep or contextlib.nullcontext():
         executor = Executor.of_shape(cli.mesh_shape(_MESH), lockstep)
