@@ -215,7 +215,7 @@ class Session(SessionOutput):
     @property
     def gone(self) -> bool:
         """Whether it was over because its client did not come back, or is elsewhere."""
-        return isinstance(self._error, GoneError | MovedError)
+        return isinstance(self.error, GoneError | MovedError)
 
     def arrived(self, sequence: int) -> None:
         """Its client has all events up to this one."""
