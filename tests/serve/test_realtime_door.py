@@ -22,7 +22,9 @@ from tests.serve.test_live_door import base64_of
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors import conversation, realtime_config
+from tml_jax.serve.doors.access import Access
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.realtime_items import Items
 from tml_jax.serve.doors.realtime_telling import RealtimeTelling
@@ -354,6 +356,10 @@ HOSTILE = [
     ('{"type": "conversation.item.create", "item": {"type": "dance"}}', "unsupported_parameter"),
     (json.dumps(typed("x", "judge")), "invalid_value"),
     (json.dumps(typed("x" * 5000)), "string_above_max_length"),
+    (
+        json.dumps(typed("", type="function_call_output", call_id="c", output="x" * 5000)),
+        "string_above_max_length",
+    ),
     (json.dumps(typed("x") | {"previous_item_id": "nowhere"}), "item_not_found"),
     (
         json.dumps(
@@ -549,7 +555,8 @@ def test_the_key_of_a_browser_is_a_subprotocol(bundle, run) -> None:
         return [Subprotocol("realtime"), Subprotocol(f"openai-insecure-api-key.{key}")]
 
     async def scenario() -> tuple[str | None, int]:
-        door = WebDoor(Sessions(Engine(bundle, 1), SessionSettings(), None), ["s3cret"])
+        sessions = Sessions(Engine(bundle, 1), SessionSettings(), None)
+        door = WebDoor(sessions, GrpcDoor(sessions), Access(["s3cret"]))
         url = f"ws://127.0.0.1:{await door.open('127.0.0.1', 0)}/v1/realtime"
         async with connect(url, subprotocols=protocols("s3cret")) as socket:
             chosen = socket.subprotocol

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import threadpoolctl
 
 from tml_jax.executor.live import LiveModel
+from tml_jax.serve import watch
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.access import Access, Quota
@@ -87,6 +88,7 @@ class Server:
         unpaced = settings.faster_than_real_time
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
         self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
+        self.engine.watch = watch.stepped
         access = Access(settings.api_keys, settings.quota)
         self.door = GrpcDoor(self.sessions, access, settings.tls)
         self.web = WebDoor(self.sessions, self.door, access, settings.safety())

@@ -17,6 +17,7 @@ from tml_jax.serve.inbox import Block
 from tml_jax.serve.outlet import Outlet
 from tml_jax.serve.session_input import Pools, SessionInput
 from tml_jax.serve.session_log import SessionLog
+from tml_jax.serve.watch import SessionWatch
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import Journal, journal_event
 
@@ -38,6 +39,7 @@ class SessionOutput(SessionInput):
     ) -> None:
         super().__init__(config, engine, pools, settings, log)
         self._journal = journal
+        self.watch = SessionWatch(config, self._spec.micro_turn_s)
         self._audience = Audience(self._spec.micro_turn_ms, keep_ms, engine.notify)
         self._outlet = Outlet(self._spec, self._tokenizer)
         self._results: asyncio.Queue[TurnResult] = asyncio.Queue()
@@ -62,7 +64,9 @@ class SessionOutput(SessionInput):
             while not self._finished():
                 result = await self._results.get()
                 told = await self._work(self._decode, result, pool=self._pools.output)
-                self._audience.tell(self._record(result.block, told))
+                told = self._record(result.block, told)
+                self.watch.told(told)
+                self._audience.tell(told)
                 if result.state is not None:
                     await self._save(result)
                 self._engine.notify()

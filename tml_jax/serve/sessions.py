@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tml_jax.serve import intake, session_log
+from tml_jax.serve import intake, session_log, watch
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
@@ -44,6 +44,7 @@ class Session(SessionOutput):
     Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
 
     Attributes:
+      error: why it is over, or None.
       id: unique on this server. config: what its client asked for.
       token: opens it again; empty where nothing does.
       all_arrived: set when it is over and its client, which can resume it, has been told everything.
@@ -75,7 +76,7 @@ class Session(SessionOutput):
         keep_ms = (None if engine.unpaced else settings.keep_ms) if token else 0
         super().__init__(config, engine, journal, pools, settings, log, keep_ms)
         self.id, self.token, self._on_over = session_id, token, on_over
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._client: Subscription | None = None
         self._attaching, self.all_arrived = asyncio.Lock(), asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -137,7 +138,7 @@ class Session(SessionOutput):
         limit_ms = self._settings.max_unsent_ms + self._inbox.queued * self._spec.micro_turn_ms
         reader = self._audience.subscribe([started], None if self._engine.unpaced else limit_ms, after)
         if self._over:
-            reader.finish(self._error)
+            reader.finish(self.error)
         return reader
 
     # Who comes, goes and comes back.
@@ -211,6 +212,11 @@ class Session(SessionOutput):
         """Whether it waits for its client."""
         return self._parked is not None
 
+    @property
+    def gone(self) -> bool:
+        """Whether it was over because its client did not come back, or is elsewhere."""
+        return isinstance(self.error, GoneError | MovedError)
+
     def arrived(self, sequence: int) -> None:
         """Its client has all events up to this one."""
         self._audience.arrived(sequence)
@@ -235,7 +241,7 @@ class Session(SessionOutput):
         """
         if self._over:
             return
-        self._over, self._error = True, error
+        self._over, self.error = True, error
         if self._slot is not None:
             self._engine.release(self._slot, self)
         for task in (self._watcher, self._pump, self._parked):
@@ -351,18 +357,23 @@ class Sessions:
         settings = self.engine, Journal(path, after=after), self._pools, self.settings
         try:
             session = Session(session_id, config, *settings, self._is_over, token, log, kept)
-        except BaseException:
+        except BaseException as error:
             if log is not None:
                 log.close(forget=kept is None)
+            watch.refused(error)
             raise
+        session.watch.begin(session_id, resumed=kept is not None)
         self._live.add(session)
         if token:
             self._resumable[session_id] = session
         return session
 
     def _is_over(self, session: Session) -> None:
+        session.watch.over(session.error)
         self._live.discard(session)
-        if session.id in self._resumable:
+        if session.gone:
+            self.forget(session)
+        elif session.id in self._resumable:
             asyncio.get_running_loop().call_later(self.settings.resume_s, self.forget, session)
 
     def forget(self, session: Session) -> None:
@@ -391,14 +402,14 @@ class Sessions:
     async def _take_up(self, session_id: str, token: str) -> Session:
         if self._session_dir is None or not self.engine.parks or not re.fullmatch("[0-9a-f]{12}", session_id):
             raise UnknownSessionError
-        log, kept = await asyncio.to_thread(SessionLog.open, self._session_dir / session_id)
-        if not hmac.compare_digest(kept.head["digest"], _digest(token)):
-            log.close(forget=False)
+        folder = self._session_dir / session_id
+        head = await asyncio.to_thread(session_log.read_head, folder)
+        if not hmac.compare_digest(head["digest"], _digest(token)):
             raise UnknownSessionError
-        if kept.head["model"] != self._model:
-            log.close(forget=False)
+        if head["model"] != self._model:
             raise JournalError("This server has another model than the one that the session is held with.")
-        return self._add(session_id, SessionConfig.of_plain(kept.head["config"]), token, log, kept)
+        log, kept = await asyncio.to_thread(SessionLog.open, folder)
+        return self._add(session_id, SessionConfig.of_plain(head["config"]), token, log, kept)
 
     async def sweep(self) -> None:
         """Removes, as long as it runs, what is kept of sessions that nobody has resumed in time."""

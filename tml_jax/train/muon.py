@@ -139,7 +139,8 @@ def _of_a_kind(*parts: Array, weights: Sequence[_Weight], dtype: Any, sizes: dic
         x = lax.dynamic_slice_in_dim(x, lax.axis_index(copies) * own, own)
     cuts = [(names, side) for names, side in ((row_cut, 1), (column_cut, 2)) if names]
     for names, side in cuts:
-        x = lax.all_to_all(x, names, 0, side, tiled=True)
+        # Seen through, the parts would keep their weights' layouts, and XLA refuses an all-to-all of different ones.
+        x = lax.all_to_all(lax.optimization_barrier(x), names, 0, side, tiled=True)
     x = _in_chunks(x)
     for names, side in reversed(cuts):
         x = lax.all_to_all(x, names, side, 0, tiled=True)
