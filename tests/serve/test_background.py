@@ -147,6 +147,9 @@ def test_steady_noise_is_no_speech_and_quiet_words_are() -> None:
         assert conversation.actor.is_idle
         conversation.tell(level=LOUD)
         assert not conversation.actor.is_idle
+        conversation.tell()
+        conversation.tell(heard=" yes")  # of what was said before
+        assert conversation.actor.is_idle
 
     play(scenario, at_once)
 
@@ -291,6 +294,34 @@ def test_the_user_can_call_it_off() -> None:
         for _ in range(50):
             conversation.tell()
         assert conversation.said == []
+
+    play(scenario, slow)
+
+
+def test_what_another_process_has_left_undone_goes_on_under_its_number() -> None:
+    release = threading.Event()
+
+    async def slow(desk: Desk) -> Answer:
+        while not release.is_set():
+            await asyncio.sleep(0.005)
+        return await at_once(desk)
+
+    async def scenario(conversation: Rig) -> None:
+        conversation.typed("first")
+        package = conversation.timeline.package(0.2)
+        assert conversation.actor.delegate(package, 7) == 7
+        conversation.typed("second")  # had been merged into it
+        assert conversation.actor.delegate(conversation.timeline.package(0.2), 7) == 7
+        assert conversation.delegate() == 8
+        assert conversation.actor.pending == 2
+        release.set()
+        await conversation.until(lambda: conversation.states().count("finished") == 2)
+        finished = [event for event in conversation.reports if event.state == "finished"]
+        assert [(event.task, event.text) for event in finished] == [
+            (7, "the answer to first second"),
+            (8, "the answer to first second"),
+        ]
+        assert len(conversation.said) == 2
 
     play(scenario, slow)
 

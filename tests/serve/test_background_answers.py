@@ -50,6 +50,7 @@ def embedded(folder: pathlib.Path) -> Embedded:
         ("repeat five two eight please", None),
         ("say beep every three seconds", None),
         ("", None),
+        ("what is nine times times seven", "sixty three"),
         ("two plus three times four", "fourteen"),
         ("(2 + 3) * 4", "twenty"),
         ("ten divided by four", "two point five"),

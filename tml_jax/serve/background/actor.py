@@ -33,7 +33,8 @@ PATIENCE_S = 20.0
 RECENT_S = 3.0  # what the user says within it may be one sentence
 MAX_ANNOUNCED = 500  # characters of the arguments of a call that the user is asked to confirm
 PROGRESS_S = 0.5  # between two words of progress
-SPEECH = 0.01  # root mean square, full scale 1; quieter sound is no speech
+SPEECH = 0.01  # root mean square, full scale 1; quieter sound is no speech, but where words were heard in it
+SILENCE = 0.003  # quieter sound is none: words that are heard now were in sound before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class BackgroundActor:
         self._mind, self._say, self._remember, self._report, self._now = mind, say, remember, report, now
         self._loop = asyncio.get_running_loop()
         self._recent: collections.deque[tuple[float, str]] = collections.deque(maxlen=64)
-        self._floor, self._quiet = _Floor(), 0
+        self._floor, self._level, self._quiet = _Floor(), 0.0, 0
         self._running: tuple[int, asyncio.Task[None]] | None = None
         self._waiting: tuple[int, ContextPackage] | None = None
         self._results: collections.deque[_Result] = collections.deque()
@@ -126,7 +127,8 @@ class BackgroundActor:
                 case events.Turn():
                     self._turn(event)
                 case events.HeardWords(text=text):
-                    self._quiet = min(self._quiet, 0)
+                    if self._level > SILENCE:
+                        self._quiet = min(self._quiet, 0)
                     self._user_said(text)
                     if self._request is not None:
                         self._request.heard(text)
@@ -184,6 +186,7 @@ class BackgroundActor:
     # Inside.
 
     def _turn(self, turn: events.Turn) -> None:
+        self._level = turn.input_level
         loud, speaks = self._floor.is_speech(turn.input_level), turn.decision is events.Decision.SPEAK
         if speaks:
             self._quiet = 0

@@ -65,12 +65,19 @@ class _Parser:
         """The next word, or nothing."""
         return self.words[self.at] if self.at < len(self.words) else ""
 
+    def _sign(self) -> None:
+        """Takes a sign; a word that was said or heard twice counts once, two written ones are no doubling."""
+        sign = self.next
+        self.at += 1
+        while sign.isalpha() and self.next == sign:
+            self.at += 1
+
     def sum(self, value: Any = None) -> Any:
         """What follows is added up, from `value` on if there is one. What is cut off after a sign is left."""
         value = self._product(self._power() if value is None else value)
         while sign := _SUMS.get(self.next):
             back = self.at, self.operations
-            self.at += 1
+            self._sign()
             try:
                 right = self._product(self._power())
             except _NoNumber:
@@ -83,7 +90,7 @@ class _Parser:
     def _product(self, value: Any) -> Any:
         while sign := _PRODUCTS.get(self.next):
             back = self.at, self.operations
-            self.at += 1
+            self._sign()
             self.head("by") or self.head("it by") or self.head("that by")
             try:
                 right = self._power()
