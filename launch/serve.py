@@ -11,6 +11,7 @@ others end within a minute, with status 75.
 
 import asyncio
 import contextlib
+import dataclasses
 import pathlib
 import sys
 
@@ -19,7 +20,8 @@ from absl import flags, logging
 from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
-from tml_jax.serve import bundle, config, server
+from tml_jax.serve import bundle, config, server, watch
+from tml_jax.serve.background.settings import BackgroundSettings, build, read_settings
 from tml_jax.serve.doors import access
 from tml_jax.serve.doors.address import Tls
 
@@ -49,6 +51,10 @@ _BEHIND_PROXY = flags.DEFINE_bool(
 )
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_BACKGROUND = flags.DEFINE_string(
+    "background", None, "File that says which background model, with which tools (docs/background.md)."
+)
+_DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of texts that the background model searches.")
 _SESSION_DIR = cli.out_folder(
     "session_dir", None, "Folder, shared by servers, from which sessions are resumed after this one; None without it."
 )
@@ -76,6 +82,20 @@ def main(argv: list[str]) -> None:
     del argv
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
+    wanted = BackgroundSettings()
+    if _BACKGROUND.value:
+        wanted = read_settings(pathlib.Path(_BACKGROUND.value))
+    if _DOCUMENTS.value:
+        wanted = dataclasses.replace(wanted, documents=_DOCUMENTS.value)
+    session = config.SessionSettings(
+        late_ms=_LATE_MS.value,
+        longest_linger_ms=_LINGER_MS.value,
+        resume_s=_RESUME_S.value,
+        longest_s=_LONGEST_S.value,
+        idle_s=_IDLE_S.value,
+        most_bytes=_MOST_BYTES.value,
+        mind=build(wanted),
+    )
     settings = server.ServerSettings(
         address=f"{_HOST.value}:{_PORT.value}",
         http_address=None if _HTTP_PORT.value is None else f"{_HOST.value}:{_HTTP_PORT.value}",
@@ -89,15 +109,10 @@ def main(argv: list[str]) -> None:
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
         fullest=_FULLEST.value,
-        session=config.SessionSettings(
-            late_ms=_LATE_MS.value,
-            longest_linger_ms=_LINGER_MS.value,
-            resume_s=_RESUME_S.value,
-            longest_s=_LONGEST_S.value,
-            idle_s=_IDLE_S.value,
-            most_bytes=_MOST_BYTES.value,
-        ),
+        session=session,
     )
+    if watch.spans_wanted():
+        watch.send_spans()
     lockstep = Lockstep() if cli.join_pod(_POD) else None
     with lockstep or contextlib.nullcontext():
         executor = Executor.of_shape(cli.mesh_shape(_MESH), lockstep)

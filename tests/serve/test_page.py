@@ -169,6 +169,43 @@ def test_keys_and_refusals_are_told_in_words(serving_web, run) -> None:
     assert failed.startswith("This session failed inside the server (RuntimeError)")
 
 
+def test_a_broken_connection_is_made_again_and_nothing_is_lost(bundle, run, tmp_path: pathlib.Path) -> None:
+    journals = tmp_path / "journals"
+    settings = ServerSettings(slots=1, http_address="127.0.0.1:0", journal_dir=journals)
+
+    async def scenario() -> tuple[bytes, list[str]]:
+        async with start_web(bundle, settings) as server, chromium(FAKE_CAMERA) as page:
+            await page.goto(at(server))
+            await page.click("#start")
+            await page.wait_for_selector("#status[data-state=live]")
+            await page.wait_for_timeout(1500)
+            states = []
+            for _ in range(2):
+                for connection in tuple(server.server.web._server.server_state.connections):  # type: ignore[union-attr]
+                    connection.transport.abort()
+                await page.wait_for_selector("#status[data-state=busy]")
+                states.append(await page.inner_text("#status"))
+                await page.wait_for_selector("#status[data-state=live]")
+                await page.wait_for_timeout(1000)
+            await page.fill("#text", "seven please")
+            await page.click("#send")
+            await page.wait_for_timeout(1000)
+            await page.click("#start")
+            await page.wait_for_selector("#save-wav:not([disabled])")
+            assert not await page.is_visible("#trouble"), await page.inner_text("#trouble")
+            return await saved(page, "#save-jsonl"), states
+
+    jsonl, states = run(scenario())
+    assert states == ["Connecting again"] * 2
+    (tmp_path / "page.jsonl").write_bytes(jsonl)
+    kept = read_journal(tmp_path / "page.jsonl")
+    (journal,) = journals.iterdir()
+    assert plain(kept) == plain(read_journal(journal))
+    assert sum(event["type"] == "session" for event in kept) == 1
+    assert "seven" in text_of(kept, "word")
+    assert kept[-1]["type"] == "end"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_by_day_and_night(serving_web, run, tmp_path: pathlib.Path, scheme: str) -> None:
     async def scenario() -> tuple[int, str, list[str]]:

@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -21,6 +22,7 @@ from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.errors import BusyError
 from tml_jax.serve.inbox import Block
+from tml_jax.serve.pacing import EARLY_S
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
@@ -94,7 +96,12 @@ class _Slot:
 
 
 class Engine:
-    """Steps `num_slots` sessions in one compiled program."""
+    """Steps `num_slots` sessions in one compiled program.
+
+    Attributes:
+      watch: called after each step: live sessions, when it began (ns), its seconds, whether they were too many, and how
+        many seconds after they were due its micro-turns were taken.
+    """
 
     def __init__(
         self,
@@ -128,6 +135,7 @@ class Engine:
         self._steps = self._misses = self._compiled = self._refused = 0
         self._counting = threading.Lock()
         self._next_tick = time.monotonic()
+        self.watch: Callable[[int, int, float, bool, Sequence[float]], None] = lambda *_: None
 
     def start(self) -> None:
         """Compiles everything that will ever run, then starts to tick."""
@@ -156,17 +164,23 @@ class Engine:
           EngineDiedError: no session will ever be stepped again.
         """
         with self._wake:
+            self.check_room()
+            index, slot = next((index, slot) for index, slot in enumerate(self._slots) if slot.live is None)
+            slot.live, slot.fresh, slot.row = live, row is None, row
+            self._keys[index] = np.asarray([0, seed], np.uint32)
+            self._wake.notify_all()
+            return index
+
+    def check_room(self) -> None:
+        """Raises what `admit` would raise now."""
+        with self._wake:
             if self.died.done():
                 raise EngineDiedError("This server has failed and takes no session any more: use another one.")
             self._check_pace()
-            for index, slot in enumerate(self._slots):
-                if slot.live is None:
-                    slot.live, slot.fresh, slot.row = live, row is None, row
-                    self._keys[index] = np.asarray([0, seed], np.uint32)
-                    self._wake.notify_all()
-                    return index
-            self._refused += 1
-        raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: try again when one has ended.")
+            if all(slot.live is not None for slot in self._slots):
+                self._refused += 1
+                sentence = "try again when one has ended."
+                raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: {sentence}")
 
     def _check_pace(self) -> None:
         live = sum(slot.live is not None for slot in self._slots)
@@ -346,6 +360,8 @@ class Engine:
             self._misses += missed
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
+        ages_s = [0.0 if self.unpaced else max(0.0, tick - block.not_before - EARLY_S) for _, _, block in taken]
+        self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
         for i, one, block in taken:
             count = int(outputs.num_tokens[i])
             one.deliver(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import threadpoolctl
 
 from tml_jax.executor.live import LiveModel
+from tml_jax.serve import watch
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.access import Access, Quota
@@ -87,6 +88,7 @@ class Server:
         unpaced = settings.faster_than_real_time
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
         self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
+        self.engine.watch = watch.stepped
         access = Access(settings.api_keys, settings.quota)
         self.door = GrpcDoor(self.sessions, access, settings.tls)
         self.web = WebDoor(self.sessions, self.door, access, settings.safety())
@@ -95,11 +97,13 @@ class Server:
         """Compiles, then opens the ports and returns gRPC's.
 
         Raises:
-          ValueError: an address cannot be listened on, or is open to others and asks for no key.
+          ValueError: an address cannot be listened on, or is open to others and asks for no key; the background
+            model cannot work.
         """
         # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
         threadpoolctl.threadpool_limits(1, user_api="blas")
         await asyncio.to_thread(self.engine.start)
+        await asyncio.to_thread(self._settings.session.mind.start)
         gc.collect()
         gc.freeze()  # the weights and programs stay; collections after this look at the sessions only
         if self._settings.http_address is not None:
@@ -115,6 +119,7 @@ class Server:
         await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
         await self.web.close()
         await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self._settings.session.mind.close)
 
 
 async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int, int], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tml_jax.serve.audience import Audience
-from tml_jax.serve.background.actor import Said
+from tml_jax.serve.background.context import Said
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.errors import JournalError, OverloadedError
@@ -17,6 +17,7 @@ from tml_jax.serve.inbox import Block
 from tml_jax.serve.outlet import Outlet
 from tml_jax.serve.session_input import Pools, SessionInput
 from tml_jax.serve.session_log import SessionLog
+from tml_jax.serve.watch import SessionWatch
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import Journal, journal_event
 
@@ -38,10 +39,10 @@ class SessionOutput(SessionInput):
     ) -> None:
         super().__init__(config, engine, pools, settings, log)
         self._journal = journal
+        self.watch = SessionWatch(config, self._spec.micro_turn_s)
         self._audience = Audience(self._spec.micro_turn_ms, keep_ms, engine.notify)
         self._outlet = Outlet(self._spec, self._tokenizer)
         self._results: asyncio.Queue[TurnResult] = asyncio.Queue()
-        self._said: collections.deque[Said] = collections.deque(maxlen=4096)
         self._step_ms: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._misses = self._silence_ms = self._quiet = 0
 
@@ -63,7 +64,9 @@ class SessionOutput(SessionInput):
             while not self._finished():
                 result = await self._results.get()
                 told = await self._work(self._decode, result, pool=self._pools.output)
-                self._audience.tell(self._record(result.block, told))
+                told = self._record(result.block, told)
+                self.watch.told(told)
+                self._audience.tell(told)
                 if result.state is not None:
                     await self._save(result)
                 self._engine.notify()
@@ -107,20 +110,26 @@ class SessionOutput(SessionInput):
                 told.append(events.Background(turn, note.task, note.state, note.text))
                 self._tasks.told(note)
                 continue
-            if note.who != "background":
+            if note.who not in ("background", "remembered"):
                 kind = "instructions" if note.who == "instructions" else "text"
                 self._journal.write(kind, turn * self._spec.micro_turn_s, turn, text=note.text)
-            self._said.append(Said(turn * self._spec.micro_turn_s, note.who, note.text))
+            who = "background" if note.who == "remembered" else note.who
+            self._said.add(Said(turn * self._spec.micro_turn_s, who, note.text))
+            if note.who == "user_text":
+                self._actor.typed(note.text)
         for event in told:
             journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
             match event:
                 case events.Turn():
                     self._count(event)
                     delegates = event.decision is events.Decision.DELEGATE
+                    if event.frames:
+                        self._said.add(Said(self._now(), "camera", str(event.frames)))
                 case events.HeardWords():
-                    self._said.append(Said(self._now(), "user", event.text))
+                    self._said.add(Said(self._now(), "user", event.text))
                 case events.Words():
-                    self._said.append(Said(self._now(), "model", event.text))
+                    self._said.add(Said(self._now(), "model", event.text))
+        self._actor.observe(told)
         if any(note.who == "background" for note in block.notes):
             self._quiet = 0
         if delegates and self.config.background:
@@ -174,7 +183,8 @@ class SessionOutput(SessionInput):
     def _restore(self, turn: int, state: dict[str, Any]) -> None:
         self._turn = turn - 1
         self._outlet.go_on(state["outlet"])
-        self._said.extend(Said(*said) for said in state["said"])
+        for said in state["said"]:
+            self._said.add(Said(*said))
         told, kept = state["told"]
         again = ((number, messages.to_event(protos.ConverseResponse.FromString(data))) for number, data in kept)
         self._audience.go_on(told, again)

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tml_jax.serve import intake, session_log
+from tml_jax.serve import intake, session_log, watch
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
@@ -44,6 +44,7 @@ class Session(SessionOutput):
     Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
 
     Attributes:
+      error: why it is over, or None.
       id: unique on this server. config: what its client asked for.
       token: opens it again; empty where nothing does.
       all_arrived: set when it is over and its client, which can resume it, has been told everything.
@@ -75,7 +76,7 @@ class Session(SessionOutput):
         keep_ms = (None if engine.unpaced else settings.keep_ms) if token else 0
         super().__init__(config, engine, journal, pools, settings, log, keep_ms)
         self.id, self.token, self._on_over = session_id, token, on_over
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._client: Subscription | None = None
         self._attaching, self.all_arrived = asyncio.Lock(), asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -137,7 +138,7 @@ class Session(SessionOutput):
         limit_ms = self._settings.max_unsent_ms + self._inbox.queued * self._spec.micro_turn_ms
         reader = self._audience.subscribe([started], None if self._engine.unpaced else limit_ms, after)
         if self._over:
-            reader.finish(self._error)
+            reader.finish(self.error)
         return reader
 
     # Who comes, goes and comes back.
@@ -214,7 +215,7 @@ class Session(SessionOutput):
     @property
     def gone(self) -> bool:
         """Whether it was over because its client did not come back, or is elsewhere."""
-        return isinstance(self._error, GoneError | MovedError)
+        return isinstance(self.error, GoneError | MovedError)
 
     def arrived(self, sequence: int) -> None:
         """Its client has all events up to this one."""
@@ -240,7 +241,7 @@ class Session(SessionOutput):
         """
         if self._over:
             return
-        self._over, self._error = True, error
+        self._over, self.error = True, error
         if self._slot is not None:
             self._engine.release(self._slot, self)
         for task in (self._watcher, self._pump, self._parked):
@@ -356,16 +357,19 @@ class Sessions:
         settings = self.engine, Journal(path, after=after), self._pools, self.settings
         try:
             session = Session(session_id, config, *settings, self._is_over, token, log, kept)
-        except BaseException:
+        except BaseException as error:
             if log is not None:
                 log.close(forget=kept is None)
+            watch.refused(error)
             raise
+        session.watch.begin(session_id, resumed=kept is not None)
         self._live.add(session)
         if token:
             self._resumable[session_id] = session
         return session
 
     def _is_over(self, session: Session) -> None:
+        session.watch.over(session.error)
         self._live.discard(session)
         if session.gone:
             self.forget(session)

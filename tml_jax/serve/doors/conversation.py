@@ -38,13 +38,13 @@ MAX_HEARD_S = 60  # sound that waits because it came faster than time goes
 FAILURES = {  # error: its code, the code that the socket closes with
     ServerFullError: ("server_full", 1013),
     OverloadedError: ("server_overloaded", 1013),
-    BusyError: ("server_overloaded", 1013),
-    LimitError: ("session_limit", 1008),
-    TimeLimitError: ("session_limit", 1008),
     SlowClientError: ("client_too_slow", 1008),
     JournalError: ("journal_failed", 1011),
     EngineDiedError: ("engine_died", 1011),
     DrainedError: ("server_draining", 1012),
+    BusyError: ("server_busy", 1013),
+    LimitError: ("session_limit_exceeded", 1008),
+    TimeLimitError: ("session_timed_out", 1008),
 }
 
 

@@ -16,15 +16,17 @@ import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from tml_jax.serve import watch
 from tml_jax.serve.doors import live, realtime, stream
 from tml_jax.serve.doors.access import TOKEN_S, Access, AccessError, QuotaError
 from tml_jax.serve.doors.address import Safety, check_address, is_loopback
+from tml_jax.serve.doors.conversation import FAILURES
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.errors import DrainedError
 from tml_jax.serve.sessions import Sessions
@@ -137,6 +139,9 @@ class WebDoor:
             Route("/v1/tokens", self._token, methods=["POST"]),
             Route("/v1/info", self._info),
             Route("/v1/protocol", self._protocol),
+            Route("/metrics", self._metrics),
+            Route("/healthz", self._health),
+            Route("/readyz", self._ready),
             Route("/", self._page),
             Mount("/page", _Page(directory=PAGE)),
         ]
@@ -158,11 +163,13 @@ class WebDoor:
 
     async def _realtime(self, socket: WebSocket) -> None:
         denied = None
-        if refused := self._refusal():  # clients of this protocol would connect again at once, had they been let in
-            denied = _error(503, "server_draining", str(refused))
-        elif len(self._sessions) >= self._sessions.engine.num_slots:
-            denied = _error(503, "server_full", "All sessions of this server are taken: try again when one has ended.")
-        elif socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
+        try:  # clients of this protocol would connect again at once for ever, had they been let in
+            if refused := self._refusal():
+                raise refused
+            self._sessions.engine.check_room()
+        except tuple(FAILURES) as error:
+            denied = _error(503, FAILURES[type(error)][0], str(error))
+        if socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
             denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
         async with self._entered(socket, denied) as entered:
             if entered:
@@ -188,6 +195,29 @@ class WebDoor:
                 offered = socket.scope.get("subprotocols", ())
                 await socket.accept(next((name for name in _SUBPROTOCOLS if name in offered), None))
             yield denied is None
+
+    # What those who run the server ask for.
+
+    async def _metrics(self, request: Request) -> Response:
+        try:
+            self._owner(request)
+        except _REFUSED as error:
+            return _denial(error)
+        text, kind = watch.scrape(self._sessions.engine)
+        return Response(text, headers={"Content-Type": kind, "Cache-Control": "no-store"})
+
+    async def _health(self, request: Request) -> Response:
+        """Whether this process should live on; nobody is asked for a key."""
+        died = self._sessions.engine.died.done()
+        return PlainTextResponse("The engine has failed.\n" if died else "ok\n", 503 if died else 200)
+
+    async def _ready(self, request: Request) -> Response:
+        """Whether new sessions should come here; nobody is asked for a key."""
+        stats = self._sessions.engine.stats()
+        why = "draining" if self._draining else "full" if stats.live >= stats.slots else ""
+        if self._sessions.engine.died.done():
+            why = "failed"
+        return PlainTextResponse(f"{why or 'ok'}\n", 503 if why else 200)
 
     # What a page asks for.
 

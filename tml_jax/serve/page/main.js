@@ -13,6 +13,7 @@ const FRAMES_A_SECOND = 5;
 const THUMBS_A_SECOND = 1;
 const DRAWN_A_SECOND = 30;
 const STEPS = 1500; // whose times are counted: five minutes
+const FINISHES = "It finishes what it is saying";
 const $ = (id) => document.getElementById(id);
 const timeline = new Timeline($("timeline"));
 const transcript = new Transcript($("transcript"));
@@ -82,7 +83,7 @@ async function start(microphone = $("microphone").checked) {
       microphone,
       rate,
       microTurn: (rate * periodMs) / 1000,
-      onBlock: (heard, played) => mine.begun && hear(mine, heard, played, rate),
+      onBlock: (heard, played) => mine.begun && !mine.paused && hear(mine, heard, played, rate),
       onState: ({ underruns, slackMs }) => {
         number("underruns", underruns, underruns > 0);
         number("slack", `${Math.round(slackMs)} ms`);
@@ -100,6 +101,9 @@ async function start(microphone = $("microphone").checked) {
   }
   mine.talk = new Conversation(server.codec, {
     message: (kind, event) => take(mine, kind, event),
+    // The session's time stands still until it is gone on with.
+    lost: () => pause(mine, true),
+    back: () => pause(mine, false),
     over: (trouble) => over(mine, trouble),
   });
   const instructions = $("instructions").value.trim();
@@ -124,10 +128,21 @@ function begin(mine, { session_id: sessionId, stream, startAt }, instructions) {
   lines.forEach(draw);
   setTimeout(() => (mine.begun = true), startAt - performance.now());
   mine.pictures = setInterval(() => see(mine), 1000 / FRAMES_A_SECOND);
-  show("live", mine.microphone ? "Listening" : "Connected");
+  listening(mine);
   buttons();
   if (!mine.microphone) $("text").focus();
   animate(mine);
+}
+
+function pause(mine, paused) {
+  mine.paused = paused;
+  if (paused) show("busy", "Connecting again");
+  else listening(mine);
+}
+
+function listening(mine) {
+  if (mine.closing) show("busy", FINISHES);
+  else show("live", mine.sound.muted ? "Muted" : mine.microphone ? "Listening" : "Connected");
 }
 
 function animate(mine, last = 0) {
@@ -153,7 +168,7 @@ function hear(mine, heard, played, rate) {
 }
 
 async function see(mine) {
-  if (!camera || mine.closing) return;
+  if (!camera || mine.closing || mine.paused) return;
   const taken = await camera.take();
   if (!taken || mine !== live || mine.closing || !mine.talk.frame(taken.jpeg)) return void taken?.thumb.close();
   const due = mine.sent - (mine.lastThumb ?? -Infinity) >= 1 / THUMBS_A_SECOND - 0.05;
@@ -193,7 +208,7 @@ function stop() {
   live.closing = true;
   live.sound.deafen();
   live.talk.close();
-  show("busy", "It finishes what it is saying");
+  show("busy", FINISHES);
   buttons();
 }
 
@@ -219,8 +234,14 @@ function mute() {
   if (!live?.sound) return;
   live.sound.muted = !live.sound.muted;
   $("mute").setAttribute("aria-pressed", live.sound.muted);
-  show("live", live.sound.muted ? "Muted" : "Listening");
+  listening(live);
 }
+
+const CAMERA = {
+  NotAllowedError: "The camera may not be used: allow it for this page.",
+  NotFoundError: "There is no camera.",
+  NotReadableError: "The camera cannot be opened: another program may have it.",
+};
 
 async function toggleCamera() {
   if (camera) {
@@ -230,9 +251,8 @@ async function toggleCamera() {
     try {
       camera = await Camera.open($("view"));
     } catch (error) {
-      const known = { NotAllowedError: "The camera may not be used: allow it for this page.", NotFoundError: "There is no camera." };
-      complain(new Trouble(known[error.name] ?? `The camera cannot be opened: ${error.message}`));
-      if (live) show("live", "Listening");
+      complain(new Trouble(CAMERA[error.name] ?? `The camera cannot be opened: ${error.message}`));
+      if (live?.ready) listening(live);
     }
   }
   $("view").hidden = camera === null;
@@ -244,6 +264,7 @@ function send(event) {
   const text = $("text").value.trim();
   if (!text || !live?.ready || live.closing) return;
   const kind = $("kind").value;
+  if (live.paused && kind !== "text") return; // it is not sent again
   if (kind === "text") live.talk.say(text);
   else live.talk.context(text, kind === "result");
   // A result comes back as an event of the server.

@@ -1,0 +1,136 @@
+"""What a server says of itself: metrics, health and spans."""
+
+import asyncio
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve.conftest import bursts, start_web
+from tml_jax import client
+from tml_jax.serve import watch
+from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.server import ServerSettings
+from tml_jax.wire import events
+
+HTTP = "127.0.0.1:0"
+AHEAD = 8  # steps that may be under way when a session ends that no clock paces
+
+
+def fetch(url: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[str, float]:
+    """Every sample, as ``name{label}``."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = ",".join(sample.labels.values())
+            found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
+
+
+def test_a_conversation_is_counted(bundle, run) -> None:
+    async def scenario() -> tuple[list[dict[str, float]], list[tuple[int, str]], client.Recording]:
+        settings = ServerSettings(slots=1, http_address=HTTP, api_keys=["k"], faster_than_real_time=True)
+        async with start_web(bundle, settings) as server:
+            url, found = f"http://127.0.0.1:{server.server.web.port}", list[dict[str, float]]()
+            key = {"Authorization": "Bearer k"}
+
+            async def scrape() -> None:
+                found.append(samples((await asyncio.to_thread(lambda: fetch(f"{url}/metrics", **key)))[1]))
+
+            probes = [await asyncio.to_thread(fetch, url + path) for path in ("/metrics", "/healthz", "/readyz")]
+            await scrape()
+            script = client.Script(bursts(3.0, seed=1), texts=[(0.5, "what is two plus two")], tail_s=1.0)
+            async with client.connect(client.Address(server.address, "k")) as channel:
+                recording = await client.converse(channel, script, real_time=False)
+                await scrape()
+                blocked = asyncio.create_task(client.converse(channel, script))
+                while not len(server.server.sessions):
+                    await asyncio.sleep(0.02)
+                with pytest.raises(client.SessionError, match="All 1 sessions"):
+                    await client.converse(channel, script)
+                await scrape()
+                probes.append(await asyncio.to_thread(fetch, f"{url}/readyz"))
+                blocked.cancel()
+                await asyncio.gather(blocked, return_exceptions=True)
+            server.server.web.drain()
+            probes.append(await asyncio.to_thread(fetch, f"{url}/readyz"))
+            return found, probes, recording
+
+    (before, after, full), probes, recording = run(scenario())
+    assert [status for status, _ in probes] == [401, 200, 200, 503, 503]
+    assert [text.strip() for _, text in probes[1:]] == ["ok", "ok", "full", "draining"]
+
+    def grew(name: str, later: dict[str, float] = after) -> float:
+        return later.get(name, 0) - before.get(name, 0)
+
+    turns = sum(event["type"] == "step" for event in recording.events)
+    assert turns <= grew("tml_step_seconds_count{1}") <= turns + AHEAD
+    assert turns <= grew("tml_queue_age_seconds_count") <= turns + AHEAD
+    assert grew("tml_admitted_total{new}") == 1
+    assert grew("tml_sessions_over_total{ended}") == 1
+    assert grew("tml_delegations_total{started}") == grew("tml_delegations_total{finished}") == 1
+    assert grew("tml_spoke_total") == sum(event["type"] == "speak" for event in recording.events) > 0
+    assert grew("tml_spoke_silent_total") == 0
+    assert grew("tml_refused_total{server_full}", full) == 1
+    assert (after["tml_slots"], after["tml_live_sessions"], full["tml_live_sessions"]) == (1, 0, 1)
+    assert after["tml_compilations_after_warmup"] == 0
+    assert "process_resident_memory_bytes" in after
+
+
+@pytest.mark.parametrize(("level", "counted"), [(0.0, 1), (1e-3, 1), (0.2, 0)])
+def test_words_without_sound_are_counted(level: float, counted: int) -> None:
+    turn = events.Turn(4, events.Decision.SPEAK, 1.0, False, 0, 0.0, 0)
+    sound = events.Sound(4, 1000, 1200, np.full(3200, level, np.float32), level)
+    told = [turn, events.Words(4, " seven", 1000, 1200), *([sound] if level else [])]
+    before = watch.SPOKE_SILENT._value.get()
+    watch.SessionWatch(SessionConfig(), 0.2).told(told)
+    assert watch.SPOKE_SILENT._value.get() - before == counted
+    watch.SessionWatch(SessionConfig(wants_audio=False), 0.2).told(told)
+    watch.SessionWatch(SessionConfig(), 0.2).told([turn])  # speaks on, without a new word
+    assert watch.SPOKE_SILENT._value.get() - before == counted
+
+
+def test_spans_of_a_session_its_steps_and_its_tasks(bundle, run, monkeypatch) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(watch, "_tracer", None)
+    watch.send_spans(exporter)
+
+    async def scenario() -> int:
+        async with start_web(bundle, ServerSettings(slots=1, faster_than_real_time=True)) as server:
+            script = client.Script(None, texts=[(0.0, "what is two plus two")], tail_s=0.4)
+            async with client.connect(server.address) as channel:
+                recording = await client.converse(channel, script, real_time=False)
+            return sum(event["type"] == "step" for event in recording.events)
+
+    turns = run(scenario())
+    watch._tracer.span_processor.force_flush()
+    spans: dict[str, list[Any]] = {}
+    for span in exporter.get_finished_spans():
+        spans.setdefault(span.name, []).append(span)
+    (session,), (task,) = spans["session"], spans["background task"]
+    assert turns <= len(spans["step"]) <= turns + AHEAD
+    assert session.attributes["tml.over"] == "ended"
+    assert task.parent.span_id == session.context.span_id
+    assert task.attributes["tml.state"] == "finished"
+    assert all(span.end_time > span.start_time for span in spans["step"])
+
+
+def test_spans_are_asked_for_by_opentelemetrys_own_variables(monkeypatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    assert not watch.spans_wanted()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    assert watch.spans_wanted()
