@@ -4,34 +4,27 @@ import asyncio
 import base64
 import collections
 import contextlib
-import io
 import json
-from typing import Any
 
-import av
 import numpy as np
-import PIL.Image
 import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.serve.conftest import bursts
-from tests.serve.fakes import SPEC
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
-from tml_jax.serve.doors import conversation, live, live_config, protocol
+from tml_jax.serve.doors import conversation, live, live_config
 from tml_jax.serve.doors.access import Access, read_keys
 from tml_jax.serve.doors.address import Safety
-from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
 from tml_jax.serve.sessions import Sessions
-from tml_jax.streams.sound import resample
 from tml_jax.wire import events
-from tml_jax.wire.pcm import from_pcm, to_pcm
+from tml_jax.wire.pcm import to_pcm
 
 START = {"type": "session.start", "session": {"model": "gpt-live-1"}}
 STREAM = events.Stream(200, 16_000, 40, 40, 8)
@@ -39,73 +32,6 @@ STREAM = events.Stream(200, 16_000, 40, 40, 8)
 
 def base64_of(samples: np.ndarray) -> str:
     return base64.b64encode(to_pcm(samples).tobytes()).decode()
-
-
-# Sound.
-
-
-@pytest.mark.parametrize(("kind", "codec"), [("audio/pcmu", "pcm_mulaw"), ("audio/pcma", "pcm_alaw")])
-def test_g711_is_ffmpegs(kind: str, codec: str) -> None:
-    form, codes = AudioFormat(kind, 8000), bytes(range(256))
-    decoder: Any = av.CodecContext.create(codec, "r")
-    decoder.sample_rate, decoder.layout = 8000, "mono"
-    (frame,) = decoder.decode(av.Packet(codes))
-    read = np.frombuffer(form.decode(base64.b64encode(codes).decode()), "<i2")
-    assert np.array_equal(read, frame.to_ndarray().ravel())
-    samples = np.arange(-32000, 32000, 7, dtype=np.int16).astype(np.float32) / 32767
-    written = np.frombuffer(form.decode(protocol.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
-    steps = np.diff(np.unique(read).astype(int))
-    assert (np.abs(written - samples * 32767) <= 0.5 + steps.max() / 2).all()
-    small = np.abs(samples * 32767) < 60  # where a step is 16 at most
-    assert (np.abs(written - samples * 32767)[small] <= 8.5).all()
-    assert set(AudioEncoder(form, 8000).push(np.zeros(160, np.float32))) == {{"audio/pcmu": 0xFF}.get(kind, 0xD5)}
-
-
-@pytest.mark.parametrize("rate", [8000, 16_000, 24_000])
-def test_sound_in_pieces_is_the_whole_a_little_later_and_silence_is_zero(rate: int) -> None:
-    form = AudioFormat("audio/pcm", rate) if rate > 8000 else AudioFormat("audio/pcmu", rate)
-    encoder = AudioEncoder(form, 16_000)
-    sound = (0.2 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
-    sent = np.concatenate([sound, np.zeros(6400, np.float32)])
-    pieces = [form.decode(protocol.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
-    assert {len(piece) for piece in pieces} == {rate // 10 * 2}, "each frame is as long as what went in"
-    heard = from_pcm(b"".join(pieces))
-    delay = 0 if rate == 16_000 else round(intake.DELAY_S * 16_000)
-    whole = resample(np.concatenate([np.zeros(delay, np.float32), sent]), 16_000, rate)[: len(heard)]
-    assert np.abs(heard - whole).max() < (1e-4 if rate > 8000 else 0.02)
-    assert not np.frombuffer(pieces[-1], "<i2").any()
-
-
-@pytest.mark.parametrize("form", [AudioFormat(), AudioFormat("audio/pcmu", 8000)])
-def test_sound_that_comes_in_pieces_is_the_whole_to_the_model(form: AudioFormat) -> None:
-    time_s = np.arange(2 * form.rate) / form.rate
-    sweep = np.sin(2 * np.pi * (200 + 700 * time_s) * time_s).astype(np.float32) * (time_s % 0.5 < 0.35)
-    sent = AudioEncoder(form, form.rate).push(sweep)
-    size = form.rate // 50 * (2 if form.type == "audio/pcm" else 1)
-    pieces = [form.decode(protocol.to_base64(sent[at : at + size])) for at in range(0, len(sent), size)]
-    heard = intake.SoundIntake(intake.SoundFormat(form.rate), SPEC)
-    got = np.concatenate([heard.push(piece) for piece in pieces] + [heard.flush()])
-    whole = np.frombuffer(form.decode(protocol.to_base64(sent)), "<i2").astype(np.float32) / 32768
-    delay = round(16_000 * intake.DELAY_S)
-    assert not got[:delay].any()
-    assert np.array_equal(got[delay:], resample(whole, form.rate, 16_000))
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"RIFF\x24\0\0\0WAVEfmt ", "a WAV file"),
-        (b"OggS\0\2", "an Ogg file"),
-        (b"fLaC\0\0", "a FLAC file"),
-        (b"ID3\3", "an MP3 file"),
-        (b"\x1aE\xdf\xa3\1", "a WebM or Matroska file"),
-        (b"", "is empty"),
-        (b"123", "3 bytes is not a whole number of 16-bit samples"),
-    ],
-)
-def test_audio_that_is_none_is_named(data: bytes, sentence: str) -> None:
-    with pytest.raises(intake.BadInputError, match=sentence):
-        AudioFormat().decode(base64.b64encode(data).decode())
 
 
 # Translation.
@@ -423,90 +349,6 @@ def test_a_file_of_keys(tmp_path) -> None:
     for wrong in (path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"^[^\n]*API key[^\n]*\.$"):
             read_keys(wrong)
-
-
-# Who watches a session, and steers it.
-
-
-def test_a_session_is_watched_and_steered(serving_web, run) -> None:
-    openai = pytest.importorskip("openai")
-
-    async def scenario() -> tuple[list[dict], list[dict], int]:
-        async with serving_web(late_ms=100) as server, connect(server.url, max_size=None) as socket:
-            mu = {"format": {"type": "audio/pcmu", "rate": 8000}}
-            await send(socket, START | {"session": {"model": "m", "audio": mu}})
-            session = (await receive(socket, "session.started"))["session"]
-            client = openai.AsyncOpenAI(api_key="any", base_url=server.base_url)
-            watched: list[dict] = []
-            async with client.live.sideband.connect(session_id=session["id"]) as watcher:
-                started = await watcher.recv()
-                assert (started.type, started.session.id) == ("session.started", session["id"])
-                quiet = base64.b64encode(b"\xff" * 800).decode()
-                await send(socket, {"type": "session.input_audio.append", "audio": quiet})
-                await watcher.session.commentary.append(content="seven", delegation_id=None)
-                await watcher.send({"type": "session.input_audio.append", "audio": "AAAA"})
-                async for event in watcher:
-                    watched.append(event.to_dict())
-                    if event.type == "session.output_transcript.delta":
-                        await watcher.session.close()
-                told = [json.loads(message) async for message in socket]
-            with pytest.raises(websockets.InvalidStatus) as gone:
-                async with connect(f"{server.url}/{session['id']}/attach"):
-                    pass
-            return watched, told, gone.value.response.status_code
-
-    watched, told, gone = run(scenario())
-    kinds = collections.Counter(event["type"] for event in watched)
-    assert kinds["session.input_audio.append"] == kinds["session.commentary.appended"] == 1
-    assert [event["error"]["code"] for event in watched if event["type"] == "error"] == ["unsupported_event"]
-    reflected = next(event["audio"] for event in watched if event["type"] == "session.input_audio.append")
-    assert len(base64.b64decode(reflected)) == 4800, "PCM16 at 24 kHz, whatever the session has"
-    sound = [event for event in watched if event["type"] == "session.output_audio.delta"]
-    assert {len(base64.b64decode(event["delta"])) for event in sound} == {4800}
-    assert all(event["end_ms"] - event["start_ms"] == 100 for event in sound)
-    assert [event["start_ms"] for event in sound] == list(range(sound[0]["start_ms"], sound[-1]["end_ms"], 100))
-    said = [[e["delta"] for e in side if e["type"] == "session.output_transcript.delta"] for side in (watched, told)]
-    assert said == [[" seven"]] * 2
-    assert [side[-1]["type"] for side in (watched, told)] == ["session.closed"] * 2
-    assert gone == 404
-
-
-def test_a_watcher_that_goes_or_whose_session_is_lost(serving_web, run) -> None:
-    async def scenario() -> str:
-        async with serving_web() as server, started(server) as socket:
-            name = next(iter(server.server.sessions._live)).id
-            async with connect(f"{server.url}/{name}/attach") as passing:
-                await receive(passing, "session.started")
-            async with connect(f"{server.url}/{name}/attach") as watcher:
-                await receive(watcher, "session.output_audio.delta")
-                assert len(server.server.sessions) == 1, "it goes on without the one that left"
-                socket.transport.abort()
-                return (await receive(watcher, "session.closed"))["reason"]
-
-    assert run(scenario()) == "connection_lost"
-
-
-def test_pictures_are_an_extension_that_is_asked_for(serving_web, run) -> None:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (60, 40), "red").save(buffer, "JPEG")
-    url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-    picture = {"type": live_config.IMAGE, "image_url": url}
-
-    async def scenario() -> tuple[str, int]:
-        async with serving_web() as server:
-            async with started(server) as socket:
-                await send(socket, picture)
-                code = (await receive(socket, "error"))["error"]["code"]
-            async with started(server, extensions=[live_config.IMAGE]) as socket:
-                seen = next(s for s in server.server.sessions._live if s.config.sends_video).subscribe()
-                await send(socket, picture, picture | {"image_url": "data:image/gif;base64,AAAA"})
-                assert "PNG or JPEG" in (await receive(socket, "error"))["error"]["message"]
-                async for event in seen:
-                    if isinstance(event, events.Turn) and event.frames:
-                        return code, event.frames
-            raise AssertionError
-
-    assert run(scenario()) == ("unsupported_event", 1)
 
 
 # OpenAI's own client, unmodified.

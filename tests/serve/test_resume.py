@@ -294,8 +294,8 @@ def test_sound_that_is_there_is_dropped_and_what_is_missing_is_told(engine, run)
 
 
 def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: pathlib.Path) -> None:
-    async def scenario() -> Any:
-        found = []
+    async def scenario() -> tuple:
+        found: list[tuple] = []
         async with (
             OneServer(engine, tmp_path, resume_s=0.2) as server,
             OneServer(engine, tmp_path, resume_s=0.2) as other,
