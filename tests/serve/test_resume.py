@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import pathlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
@@ -11,9 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.serve.background_rig import Scripted
 from tests.serve.conftest import bursts
 from tml_jax import client
 from tml_jax.client import media
+from tml_jax.serve.background.backend import Answer, Desk
+from tml_jax.serve.background.mind import Mind
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
@@ -329,21 +331,24 @@ def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: p
 
 def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path: pathlib.Path) -> None:
     asked: list[str] = []
+    minds: list[Mind] = []
 
-    def slow(question: str) -> str:
-        asked.append(question)
+    async def slow(desk: Desk) -> Answer:
+        asked.append(desk.context.question())
         if len(asked) == 1:
-            time.sleep(0.5)  # the first process dies before
-        return "forty two"
+            await asyncio.sleep(600)  # the first process dies before
+        return Answer("forty two")
 
     async def scenario() -> list[events.Event]:
         way = Breakable()
-        # Spoken to for so long that there is time to answer.
-        talk = client.Script(bursts(30.0, 1), texts=[(0.5, "what is six times seven")], tail_s=0.4)
+        # So long that there is time to answer, and silent, so that the answer need not wait.
+        silence = media.SoundFile(np.zeros((30 * 16_000, 1), np.float32), 16_000)
+        talk = client.Script(silence, texts=[(0.5, "what is six times seven")], tail_s=0.4)
         async with way.listening() as there, client.connect(there, resume=True) as channel:
             holding = Holding(channel, talk)
             for count in (12, 60, 10_000):  # while it is asked, and once it is answered
-                async with OneServer(engine, tmp_path, tools=[slow]) as server:
+                minds.append(Mind(Scripted(slow)))
+                async with OneServer(engine, tmp_path, mind=minds[-1]) as server:
                     way.target = server.address
                     await holding.until(count)
                     if count < 10_000:
@@ -352,6 +357,8 @@ def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path:
             return await holding.all()
 
     told = run(scenario())
+    for mind in minds:
+        mind.close()
     background = [(event.task, event.state, event.text) for event in told if isinstance(event, events.Background)]
     assert len(asked) == 2, "once for each process that did not see it answered"
     assert background == [(0, "started", asked[0]), (0, "finished", "forty two")]
