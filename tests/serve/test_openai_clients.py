@@ -102,7 +102,7 @@ async def talk_in_turns(base_url: str, speech: np.ndarray) -> Heard:
                 case "response.output_audio_transcript.delta":
                     heard.model += event.delta
                 case "response.function_call_arguments.done":
-                    assert json.loads(event.arguments)["question"] == "what is nine times seven"
+                    assert "seven" in json.loads(event.arguments)["question"]
                     item: Any = {"type": "function_call_output", "call_id": event.call_id, "output": "sixty three"}
                     await connection.conversation.item.create(item=item)
                     await connection.response.create()
