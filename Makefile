@@ -1,12 +1,14 @@
 # make demo: a live conversation with the shipped model. make test: the tests. make test-newest: what the newest
 # libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
-# runs in; make test-beam: its tests. make test-tpu: what the TPU compiler makes of the programs, on any machine.
-# make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. All
-# need Python >= 3.11, git and make.
+# runs in; make test-beam: its tests. make clients: other people's clients of the web door, in an environment of their
+# own; make test-clients: they talk with our server. make test-tpu: what the TPU compiler makes of the programs, on any
+# machine. make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. All need
+# Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= $(VENV)-newest
 BEAM_VENV ?= $(VENV)-beam
+CLIENTS_VENV ?= $(VENV)-clients
 TPU_VENV ?= $(VENV)-tpu
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 BIN := $(VENV)/bin
@@ -19,7 +21,7 @@ export JAX_PLATFORMS ?= cpu
 NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/model/test_batch_invariance.py \
   tests/model/test_kernels.py tests/checkpoint tests/train/test_run.py tests/serve/test_end_to_end.py
 
-.PHONY: demo test test-newest beam test-beam test-tpu test-browser lint format types clean
+.PHONY: demo test test-newest beam test-beam clients test-clients test-tpu test-browser lint format types clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
@@ -34,6 +36,11 @@ beam: $(BEAM_VENV)/.beam
 
 test-beam: $(BEAM_VENV)/.beam $(VENV)/.test
 	$(BEAM_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/launch/test_prepare_corpus.py
+
+clients: $(CLIENTS_VENV)/.clients
+
+test-clients: $(CLIENTS_VENV)/.clients $(VENV)/.test
+	CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/python -m pytest -m clients $(PYTEST_ARGS) tests/serve
 
 test-tpu: $(TPU_VENV)/.tpu
 	$(TPU_VENV)/bin/python -m pytest -m 'tpu_compile and not slow' $(PYTEST_ARGS)
@@ -53,7 +60,7 @@ types: $(VENV)/.dev $(VENV)/.test
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(NEWEST_VENV) $(BEAM_VENV) $(TPU_VENV) out
+	rm -rf $(VENV) $(NEWEST_VENV) $(BEAM_VENV) $(CLIENTS_VENV) $(TPU_VENV) out
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -89,6 +96,13 @@ $(BEAM_VENV)/.beam: $(VENV)/.base constraints-beam.txt
 	$(BIN)/python -m venv --clear $(BEAM_VENV)
 	$(BIN)/python $(SITE) > "$$($(BEAM_VENV)/bin/python $(SITE))/pins.pth"
 	$(BEAM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-beam.txt apache-beam
+	@touch $@
+
+# Clients of the web door, with nothing of ours beside them.
+$(CLIENTS_VENV)/.clients: constraints-clients.txt
+	$(PYTHON) -m venv --clear $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints-clients.txt \
+	  'openai[realtime]' livekit-plugins-openai pipecat-ai
 	@touch $@
 
 # The same for the TPU compiler. With it JAX would look for a TPU: an environment without stays one.

@@ -3,13 +3,15 @@
 With --http_port also a page to talk on, and the clients of OpenAI's protocols (docs/doors.md). Where others are to
 reach it, it asks for keys and TLS (docs/operation.md).
 
-SIGTERM or Ctrl-C lets live sessions end, then the server. On a pod all hosts run the same command, with a mesh over all
-their devices; process 0 has the port, the others run what it runs. SIGTERM on any of them ends all in order; where one
-is dead or stuck, the others end within a minute, with status 75.
+SIGTERM or Ctrl-C lets live sessions end, then the server; with --session_dir those that can be resumed are left to
+another one (docs/sessions.md). On a pod all hosts run the same command, with a mesh over all their devices; process 0
+has the port, the others run what it runs. SIGTERM on any of them ends all in order; where one is dead or stuck, the
+others end within a minute, with status 75.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import pathlib
 import sys
 
@@ -19,6 +21,7 @@ from launch import cli
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.lockstep import Lockstep
 from tml_jax.serve import bundle, config, server, watch
+from tml_jax.serve.background.settings import BackgroundSettings, build, read_settings
 from tml_jax.serve.doors import access
 from tml_jax.serve.doors.address import Tls
 
@@ -48,10 +51,21 @@ _BEHIND_PROXY = flags.DEFINE_bool(
 )
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_BACKGROUND = flags.DEFINE_string(
+    "background", None, "File that says which background model, with which tools (docs/background.md)."
+)
+_DOCUMENTS = flags.DEFINE_string("documents", None, "Folder of texts that the background model searches.")
 _SESSION_DIR = cli.out_folder(
     "session_dir", None, "Folder, shared by servers, from which sessions are resumed after this one; None without it."
 )
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
+_RESUME_S = flags.DEFINE_float("resume_s", 30.0, "How long a session waits for a client that is to come back.", 0.0)
+_LONGEST_S = flags.DEFINE_float("longest_s", None, "How long a session may last; without it as long as it likes.", 0.2)
+_IDLE_S = flags.DEFINE_float("idle_s", None, "A session in which so long nothing is sent or said is ended.", 0.2)
+_MOST_BYTES = flags.DEFINE_integer("most_bytes", None, "Bytes that a session may send; any number without it.", 1)
+_FULLEST = flags.DEFINE_float(
+    "fullest", 0.9, "Part of a micro-turn: no session is admitted while the 99th percentile of steps takes longer.", 0.0
+)
 _LATE_MS = flags.DEFINE_integer("late_ms", 400, "Sound that is later than this is replaced by silence.", lower_bound=0)
 _LINGER_MS = flags.DEFINE_integer(
     "longest_linger_ms", 15_000, "How long a session may go on after its client closed its input.", lower_bound=0
@@ -68,6 +82,20 @@ def main(argv: list[str]) -> None:
     del argv
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)
+    wanted = BackgroundSettings()
+    if _BACKGROUND.value:
+        wanted = read_settings(pathlib.Path(_BACKGROUND.value))
+    if _DOCUMENTS.value:
+        wanted = dataclasses.replace(wanted, documents=_DOCUMENTS.value)
+    session = config.SessionSettings(
+        late_ms=_LATE_MS.value,
+        longest_linger_ms=_LINGER_MS.value,
+        resume_s=_RESUME_S.value,
+        longest_s=_LONGEST_S.value,
+        idle_s=_IDLE_S.value,
+        most_bytes=_MOST_BYTES.value,
+        mind=build(wanted),
+    )
     settings = server.ServerSettings(
         address=f"{_HOST.value}:{_PORT.value}",
         http_address=None if _HTTP_PORT.value is None else f"{_HOST.value}:{_HTTP_PORT.value}",
@@ -80,7 +108,8 @@ def main(argv: list[str]) -> None:
         session_dir=pathlib.Path(_SESSION_DIR.value) if _SESSION_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,
-        session=config.SessionSettings(late_ms=_LATE_MS.value, longest_linger_ms=_LINGER_MS.value),
+        fullest=_FULLEST.value,
+        session=session,
     )
     if watch.spans_wanted():
         watch.send_spans()

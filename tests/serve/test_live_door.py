@@ -5,9 +5,7 @@ import base64
 import collections
 import contextlib
 import json
-from typing import Any
 
-import av
 import numpy as np
 import pytest
 import websockets
@@ -16,19 +14,17 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.serve.conftest import bursts
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
-from tml_jax.serve.doors import conversation, live, live_config, protocol
+from tml_jax.serve.doors import conversation, live, live_config
 from tml_jax.serve.doors.access import Access, read_keys
 from tml_jax.serve.doors.address import Safety
-from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
 from tml_jax.serve.sessions import Sessions
-from tml_jax.streams.sound import resample
 from tml_jax.wire import events
-from tml_jax.wire.pcm import from_pcm, to_pcm
+from tml_jax.wire.pcm import to_pcm
 
 START = {"type": "session.start", "session": {"model": "gpt-live-1"}}
 STREAM = events.Stream(200, 16_000, 40, 40, 8)
@@ -36,58 +32,6 @@ STREAM = events.Stream(200, 16_000, 40, 40, 8)
 
 def base64_of(samples: np.ndarray) -> str:
     return base64.b64encode(to_pcm(samples).tobytes()).decode()
-
-
-# Sound.
-
-
-@pytest.mark.parametrize(("kind", "codec"), [("audio/pcmu", "pcm_mulaw"), ("audio/pcma", "pcm_alaw")])
-def test_g711_is_ffmpegs(kind: str, codec: str) -> None:
-    form, codes = AudioFormat(kind, 8000), bytes(range(256))
-    decoder: Any = av.CodecContext.create(codec, "r")
-    decoder.sample_rate, decoder.layout = 8000, "mono"
-    (frame,) = decoder.decode(av.Packet(codes))
-    read = np.frombuffer(form.decode(base64.b64encode(codes).decode()), "<i2")
-    assert np.array_equal(read, frame.to_ndarray().ravel())
-    samples = np.arange(-32000, 32000, 7, dtype=np.int16).astype(np.float32) / 32767
-    written = np.frombuffer(form.decode(protocol.to_base64(AudioEncoder(form, 8000).push(samples))), "<i2")
-    steps = np.diff(np.unique(read).astype(int))
-    assert (np.abs(written - samples * 32767) <= 0.5 + steps.max() / 2).all()
-    small = np.abs(samples * 32767) < 60  # where a step is 16 at most
-    assert (np.abs(written - samples * 32767)[small] <= 8.5).all()
-    assert set(AudioEncoder(form, 8000).push(np.zeros(160, np.float32))) == {{"audio/pcmu": 0xFF}.get(kind, 0xD5)}
-
-
-@pytest.mark.parametrize("rate", [8000, 16_000, 24_000])
-def test_sound_in_pieces_is_the_whole_a_little_later_and_silence_is_zero(rate: int) -> None:
-    form = AudioFormat("audio/pcm", rate) if rate > 8000 else AudioFormat("audio/pcmu", rate)
-    encoder = AudioEncoder(form, 16_000)
-    sound = (0.2 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)
-    sent = np.concatenate([sound, np.zeros(6400, np.float32)])
-    pieces = [form.decode(protocol.to_base64(encoder.push(sent[i : i + 1600]))) for i in range(0, len(sent), 1600)]
-    assert {len(piece) for piece in pieces} == {rate // 10 * 2}, "each frame is as long as what went in"
-    heard = from_pcm(b"".join(pieces))
-    delay = 0 if rate == 16_000 else round(intake.DELAY_S * 16_000)
-    whole = resample(np.concatenate([np.zeros(delay, np.float32), sent]), 16_000, rate)[: len(heard)]
-    assert np.abs(heard - whole).max() < (1e-4 if rate > 8000 else 0.02)
-    assert not np.frombuffer(pieces[-1], "<i2").any()
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        (b"RIFF\x24\0\0\0WAVEfmt ", "a WAV file"),
-        (b"OggS\0\2", "an Ogg file"),
-        (b"fLaC\0\0", "a FLAC file"),
-        (b"ID3\3", "an MP3 file"),
-        (b"\x1aE\xdf\xa3\1", "a WebM or Matroska file"),
-        (b"", "is empty"),
-        (b"123", "3 bytes is not a whole number of 16-bit samples"),
-    ],
-)
-def test_audio_that_is_none_is_named(data: bytes, sentence: str) -> None:
-    with pytest.raises(intake.BadInputError, match=sentence):
-        AudioFormat().decode(base64.b64encode(data).decode())
 
 
 # Translation.

@@ -69,6 +69,21 @@ def test_a_micro_turn_of_any_rate_is_complete_when_its_last_sample_is_there(rate
         assert arrived >= turns * SPEC.samples, f"{arrived} samples after {end / rate} s"
 
 
+@pytest.mark.parametrize("rate", [4000, 8000, 11_025, 15_999, 16_000, 22_050, 44_100, 48_000, 192_000])
+def test_sound_goes_on_in_the_middle_with_the_same_bits(rate: int) -> None:
+    pcm = np.random.default_rng(rate).integers(-9000, 9000, 3 * rate).astype("<i2")
+
+    def chunks(one: intake.SoundIntake, start: int) -> np.ndarray:
+        pieces = np.split(pcm[start:], range(rate // 3, len(pcm) - start, rate // 3))
+        return np.concatenate([*(one.push(piece.tobytes()) for piece in pieces if len(piece)), one.flush()])
+
+    whole = chunks(intake.SoundIntake(intake.SoundFormat(rate), SPEC), 0)
+    for made in (0, 50, 3200, 6400, 22_400, 44_800):
+        again = intake.SoundIntake(intake.SoundFormat(rate), SPEC, made)
+        assert again.received <= made * rate / 16_000
+        assert np.array_equal(chunks(again, again.received), whole[made:]), made
+
+
 def test_live_sound_of_another_rate_is_that_of_the_file_after_the_delay() -> None:
     samples = np.random.default_rng(0).integers(-9000, 9000, 48_000).astype("<i2")
     one = intake.SoundIntake(intake.SoundFormat(8000, 1), SPEC)

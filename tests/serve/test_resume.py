@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import pathlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
+import grpc
 import numpy as np
 import pytest
 
@@ -15,10 +17,13 @@ from tml_jax.client import media
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
+from tml_jax.serve.errors import BusyError, HeldElsewhereError
+from tml_jax.serve.inbox import Block, Note
+from tml_jax.serve.session_log import SessionLog, sweep, unpack
 from tml_jax.serve.sessions import Sessions
-from tml_jax.wire import events
+from tml_jax.wire import events, protos
 
-TEXTS = [(0.7, "seven please"), (1.9, "what is six times seven")]
+TEXTS = ((0.7, "seven please"), (2.1, "nine"))
 
 
 class Breakable:
@@ -62,7 +67,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-def script(seed: int, rate: int = 16_000, texts: Any = ()) -> client.Script:
+def script(seed: int, rate: int = 16_000, texts: Any = TEXTS) -> client.Script:
     frames = [np.full((40, 40, 3), 10 * k + seed, np.uint8) for k in range(20)]
     video = media.VideoFile(frames, [0.2 * k for k in range(20)])
     return client.Script(bursts(4.0, seed, rate), video, texts=texts, tail_s=0.6, seed=seed)
@@ -117,7 +122,7 @@ def engine(bundle) -> Iterator[Engine]:
 class OneServer:
     """A gRPC door and its sessions."""
 
-    def __init__(self, engine: Engine, folder: pathlib.Path | None, **session: Any) -> None:
+    def __init__(self, engine: Engine, folder: pathlib.Path | None = None, **session: Any) -> None:
         settings = SessionSettings(**({"snapshot_turns": 6} | session))
         self.sessions = Sessions(engine, settings, None, folder)
         self.door = GrpcDoor(self.sessions)
@@ -151,7 +156,7 @@ async def uninterrupted(engine: Engine, script: client.Script) -> list[events.Ev
 
 def moments(seed: int) -> list[int]:
     """Numbers of events, of some sixty."""
-    return sorted(np.random.default_rng(seed).choice(np.arange(1, 50), 4, replace=False))
+    return sorted(np.random.default_rng(seed).choice(np.arange(1, 36), 4, replace=False))
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
@@ -194,3 +199,217 @@ def test_a_server_that_dies_again_and_again_loses_nothing(engine, run, tmp_path:
     assert kept(told) == kept(whole)
     assert resumed >= 2
     assert not list(tmp_path.iterdir()), "nothing is kept of a session that is over"
+
+
+def test_a_server_that_goes_leaves_its_sessions_to_another(engine, run, tmp_path: pathlib.Path) -> None:
+    async def scenario() -> tuple:
+        whole = await uninterrupted(engine, script(7))
+        async with (
+            OneServer(engine, tmp_path) as first,
+            OneServer(engine, tmp_path) as second,
+            client.connect(first.address, second.address, resume=True) as channel,
+        ):
+            holding = Holding(channel, script(7))
+            await holding.until(20)
+            await first.door.drain(60.0)
+            return whole, await holding.all(), second.sessions.resumed
+
+    whole, told, resumed = run(scenario())
+    assert kept(told) == kept(whole)
+    assert resumed == 1
+
+
+CONFIG = protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True, wants_audio=True, resumable=True))
+
+
+def sound(offset: int | None, samples: int = 3200) -> Any:
+    pcm = (9000 * np.sin(np.arange(samples))).astype("<i2").tobytes()
+    return protos.ConverseRequest(audio=protos.AudioChunk(pcm=pcm, offset=offset))
+
+
+def resume(token: str, sequence: int = 0) -> Any:
+    return protos.ConverseRequest(resume=protos.Resume(token=token, sequence=sequence))
+
+
+async def call(channel: grpc.aio.Channel, *requests: Any) -> Any:
+    call = protos.converse_method(channel)()
+    for request in requests:
+        await call.write(request)
+    return call
+
+
+async def turns(call: Any, count: int) -> list[Any]:
+    """So many micro-turns, and all that comes between."""
+    found: list[Any] = []
+    while sum(message.WhichOneof("payload") == "turn" for message in found) < count:
+        found.append(await call.read())
+    return found
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+    return error.value.code(), error.value.details()
+
+
+def test_who_resumes_is_told_what_followed_and_takes_over(engine, run) -> None:
+    async def scenario() -> tuple:
+        async with OneServer(engine) as server, client.connect(server.address) as channel:
+            old = await call(channel, CONFIG, sound(0), sound(3200))
+            started = (await old.read()).started
+            told = await turns(old, 2)
+            new = await call(channel, resume(started.resume_token, told[0].sequence))
+            again = (await new.read()).started
+            retold = await turns(new, 1)
+            taken_over = await refusal(old)
+            await new.write(sound(3200))  # is there already
+            await new.write(sound(6400))
+            (after,) = await turns(new, 1)
+            return started, told, again, retold, taken_over, after
+
+    started, told, again, retold, taken_over, after = run(scenario())
+    assert [message.sequence for message in told] == list(range(1, len(told) + 1))
+    assert [m.SerializeToString() for m in retold] == [m.SerializeToString() for m in told[1 : 1 + len(retold)]]
+    assert (again.session_id, again.resume_token) == (started.session_id, started.resume_token)
+    assert (started.received.sound, again.received.sound) == (0, 6400)
+    assert taken_over == (grpc.StatusCode.ABORTED, "Another connection has taken this session over.")
+    assert (after.turn.turn, after.turn.received.sound, after.turn.lost_ms) == (2, 9600, 0)
+
+
+def test_sound_that_is_there_is_dropped_and_what_is_missing_is_told(engine, run) -> None:
+    async def scenario() -> tuple:
+        async with OneServer(engine) as server, client.connect(server.address) as channel:
+            one = await call(channel, CONFIG, sound(0, 4800), sound(1600, 4800), sound(8000, 4800))
+            await one.read()
+            found = [m.turn for m in await turns(one, 4) if m.WhichOneof("payload") == "turn"]
+            far = await call(channel, CONFIG, sound(0), sound(1_000_000))
+            return found, await refusal(far)
+
+    found, far = run(scenario())
+    assert [turn.lost_ms for turn in found] == [0, 0, 100, 0]
+    assert [turn.received.sound for turn in found] == [3200, 6400, 9600, 12_800]
+    assert far[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most 10 s may be missing" in far[1]
+
+
+def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: pathlib.Path) -> None:
+    async def scenario() -> tuple:
+        found: list[tuple] = []
+        async with (
+            OneServer(engine, tmp_path, resume_s=0.2) as server,
+            OneServer(engine, tmp_path, resume_s=0.2) as other,
+            client.connect(server.address) as channel,
+            client.connect(other.address) as elsewhere,
+        ):
+            old = await call(channel, CONFIG, sound(0))
+            token = (await old.read()).started.resume_token
+            assert len(token) > 32 and not any(token.encode() in p.read_bytes() for p in tmp_path.glob("*/*"))
+            assert {p.stat().st_mode & 0o777 for p in tmp_path.glob("*/*")} == {0o600}
+            for wrong in (token[:-1] + ("x" if token[-1] != "x" else "y"), "../../etc.x", "", token.partition(".")[0]):
+                found += [await refusal(await call(channel, resume(wrong)))]
+                found += [await refusal(await call(elsewhere, resume(wrong)))]
+            held = await refusal(await call(elsewhere, resume(token)))
+            old.cancel()
+            while server.sessions.parked != 1:
+                await asyncio.sleep(0.01)
+            assert engine.stats().live == 0, "one who is away has no slot"
+            while len(server.sessions):
+                await asyncio.sleep(0.01)
+            found += [await refusal(await call(elsewhere, resume(token)))]
+            found += [await refusal(await call(channel, resume(token)))]
+        return found, held, list(tmp_path.iterdir())
+
+    found, held, left = run(scenario())
+    assert {code for code, _ in found} == {grpc.StatusCode.NOT_FOUND}
+    assert len({sentence for _, sentence in found}) == 1
+    assert held[0] is grpc.StatusCode.UNAVAILABLE and "Another server runs this session" in held[1]
+    assert not left
+
+
+def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path: pathlib.Path) -> None:
+    asked: list[str] = []
+
+    def slow(question: str) -> str:
+        asked.append(question)
+        if len(asked) == 1:
+            time.sleep(0.5)  # the first process dies before
+        return "forty two"
+
+    async def scenario() -> list[events.Event]:
+        way = Breakable()
+        # Spoken to for so long that there is time to answer.
+        talk = client.Script(bursts(30.0, 1), texts=[(0.5, "what is six times seven")], tail_s=0.4)
+        async with way.listening() as there, client.connect(there, resume=True) as channel:
+            holding = Holding(channel, talk)
+            for count in (12, 60, 10_000):  # while it is asked, and once it is answered
+                async with OneServer(engine, tmp_path, tools=[slow]) as server:
+                    way.target = server.address
+                    await holding.until(count)
+                    if count < 10_000:
+                        await server.die()
+                    way.cut()
+            return await holding.all()
+
+    told = run(scenario())
+    background = [(event.task, event.state, event.text) for event in told if isinstance(event, events.Background)]
+    assert len(asked) == 2, "once for each process that did not see it answered"
+    assert background == [(0, "started", asked[0]), (0, "finished", "forty two")]
+    assert [event.text for event in told if isinstance(event, events.Words)].count(" forty") == 1
+
+
+def test_a_session_s_limits_are_told_in_one_sentence(engine, run, monkeypatch) -> None:
+    monkeypatch.setattr("tml_jax.serve.doors.grpc.FIRST_S", 0.1)
+
+    async def scenario() -> list[tuple[grpc.StatusCode, str]]:
+        found = []
+        for limit in ({"most_bytes": 7000}, {"longest_s": 0.2}, {"idle_s": 0.1}, {}):
+            async with OneServer(engine, **limit) as server, client.connect(server.address) as channel:
+                requests = (CONFIG, sound(0), sound(3200)) if limit else ()
+                found.append(await refusal(await call(channel, *requests)))
+        return found
+
+    assert run(scenario()) == [
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "This session has sent 7000 bytes, as much as it may."),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "This session has lasted 0.2 s, as long as it may."),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "For 0.1 s nothing was sent or said, so the session was ended."),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "No first message came within 0.1 s."),
+    ]
+
+
+def test_no_session_more_is_admitted_than_the_steps_bear(bundle) -> None:
+    engine = Engine(bundle, 4, fullest=0.9)
+    first, second = object(), object()
+    engine.admit(first, 0)
+    engine._step_ms_of[1].extend([100.0] * 60)
+    engine.release(engine.admit(second, 0), second)
+    engine._step_ms_of[1].extend([185.0] * 60)
+    with pytest.raises(BusyError, match="steps take up to 185 ms of 200: try again later"):
+        engine.admit(second, 0)
+    assert engine.stats().refused == 1
+    engine._step_ms_of[1].extend([100.0] * 250)
+    engine.admit(second, 0)
+
+
+def test_a_log_is_read_back_to_its_last_whole_record(tmp_path: pathlib.Path) -> None:
+    log = SessionLog.create(tmp_path / "a", {"digest": b"x"}, 3)
+    blocks = [Block(np.full((10, 80), k, np.int32), tokens=(k,), notes=(Note("user_text", "é"),)) for k in range(5)]
+    assert [log.append(k, block) for k, block in enumerate(blocks)] == [False, False, True, False, False]
+    with pytest.raises(HeldElsewhereError):
+        SessionLog.open(tmp_path / "a")
+    log.close(forget=False)
+    last = tmp_path / "a" / "00001.log"
+    whole = last.read_bytes()
+    (_,), first = unpack(whole[:-1])
+    for size in range(0, len(whole), 97):
+        last.write_bytes(whole[:size] + bytes(size % 50))
+        log, kept = SessionLog.open(tmp_path / "a")
+        assert [block.tokens for block in kept.blocks] == [(k,) for k in range(3 + (size >= first))], size
+        assert kept.blocks[0].notes == blocks[0].notes and np.array_equal(kept.blocks[2].levels, blocks[2].levels)
+        log.close(forget=False)
+    log, kept = SessionLog.open(tmp_path / "a")
+    log.save(3, {"turn": 3})
+    log.close(forget=False)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00001.log", "00001.state", "head"]
+    sweep(tmp_path, 0.0, 0.0)
+    assert not list(tmp_path.iterdir())

@@ -216,27 +216,29 @@ class ResumingCall:
 
     def _known(self, received: Any) -> None:
         """A server has this for good: it need not be kept here."""
-        while self._unknown and _within(self._unknown[0], received, self._frame_bytes):
+        while self._unknown and self._is_known(self._unknown[0], received):
             self._bytes -= self._unknown.popleft().ByteSize()
             self._next = max(0, self._next - 1)
         self._room.set()
 
+    def _is_known(self, request: Any, received: Any) -> bool:
+        """Whether all of it is in what was received; of what has no number, whether it was sent."""
+        match request.WhichOneof("payload"):
+            case "audio":
+                end = request.audio.offset + len(request.audio.pcm) // self._frame_bytes
+                return end <= received.sound
+            case "frame":
+                return request.frame.offset < received.frames
+            case "text":
+                return request.text.offset < received.texts
+            case "close":
+                return received.closed
+            case _:
+                return self._next > 0
+
 
 def _received(sequence: int) -> Any:
     return protos.ConverseRequest(received=protos.Received(sequence=sequence))
-
-
-def _within(request: Any, received: Any, frame_bytes: int) -> bool:
-    """Whether all of it is in what was received."""
-    match request.WhichOneof("payload"):
-        case "audio":
-            return request.audio.offset + len(request.audio.pcm) // frame_bytes <= received.sound
-        case "frame":
-            return request.frame.offset < received.frames
-        case "text":
-            return request.text.offset < received.texts
-        case _:
-            return received.closed
 
 
 def _passes(error: grpc.aio.AioRpcError) -> bool:

@@ -1,11 +1,10 @@
 """What a session sends and wants, and how a server treats its sessions."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Self
 
 from tml_jax.serve import intake
-from tml_jax.serve.background.tools import DEFAULT_TOOLS, Tool
+from tml_jax.serve.background.mind import Mind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ class SessionSettings:
       snapshot_turns: of a session that is kept on disk, micro-turns from one state to the next.
       longest_s: how long a session may last. idle_s: how long nothing may be sent or said. most_bytes: sound, pictures
         and text that may be sent. None: without limit.
-      tools: of the background model. tool_timeout_s: for each of its tasks.
+      mind: the background model of all sessions.
     """
 
     late_ms: int = 400
@@ -61,5 +60,4 @@ class SessionSettings:
     longest_s: float | None = None
     idle_s: float | None = None
     most_bytes: int | None = None
-    tools: Sequence[Tool] = DEFAULT_TOOLS
-    tool_timeout_s: float = 5.0
+    mind: Mind = dataclasses.field(default_factory=Mind)

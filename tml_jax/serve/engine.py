@@ -164,17 +164,23 @@ class Engine:
           EngineDiedError: no session will ever be stepped again.
         """
         with self._wake:
+            self.check_room()
+            index, slot = next((index, slot) for index, slot in enumerate(self._slots) if slot.live is None)
+            slot.live, slot.fresh, slot.row = live, row is None, row
+            self._keys[index] = np.asarray([0, seed], np.uint32)
+            self._wake.notify_all()
+            return index
+
+    def check_room(self) -> None:
+        """Raises what `admit` would raise now."""
+        with self._wake:
             if self.died.done():
                 raise EngineDiedError("This server has failed and takes no session any more: use another one.")
             self._check_pace()
-            for index, slot in enumerate(self._slots):
-                if slot.live is None:
-                    slot.live, slot.fresh, slot.row = live, row is None, row
-                    self._keys[index] = np.asarray([0, seed], np.uint32)
-                    self._wake.notify_all()
-                    return index
-            self._refused += 1
-        raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: try again when one has ended.")
+            if all(slot.live is not None for slot in self._slots):
+                self._refused += 1
+                sentence = "try again when one has ended."
+                raise ServerFullError(f"All {self.num_slots} sessions of this server are taken: {sentence}")
 
     def _check_pace(self) -> None:
         live = sum(slot.live is not None for slot in self._slots)

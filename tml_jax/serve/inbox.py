@@ -16,9 +16,10 @@ class Note:
     """What text came with a micro-turn, in words.
 
     Attributes:
-      who: "user_text" (typed), "instructions", "background" (a result, for the model); or "task", what became of one.
+      who: "user_text" (typed), "instructions", "background" (a result, for the model), "remembered" (a result, for the
+        context alone); or "task", what became of one.
       text: it.
-      task, state: its number, or None of the client's own; "started", "finished" or "failed".
+      task, state: its number, or None of the client's own; "started", "progress", "finished" or "failed".
       answers: what the model has handed over, counted from 0, that the task is about.
     """
 

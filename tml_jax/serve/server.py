@@ -97,11 +97,13 @@ class Server:
         """Compiles, then opens the ports and returns gRPC's.
 
         Raises:
-          ValueError: an address cannot be listened on, or is open to others and asks for no key.
+          ValueError: an address cannot be listened on, or is open to others and asks for no key; the background
+            model cannot work.
         """
         # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
         threadpoolctl.threadpool_limits(1, user_api="blas")
         await asyncio.to_thread(self.engine.start)
+        await asyncio.to_thread(self._settings.session.mind.start)
         gc.collect()
         gc.freeze()  # the weights and programs stay; collections after this look at the sessions only
         if self._settings.http_address is not None:
@@ -117,6 +119,7 @@ class Server:
         await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
         await self.web.close()
         await asyncio.to_thread(self.engine.stop)
+        await asyncio.to_thread(self._settings.session.mind.close)
 
 
 async def serve(bundle: ModelBundle, settings: ServerSettings, ready: Callable[[int, int], None]) -> None:

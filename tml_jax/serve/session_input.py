@@ -10,6 +10,7 @@ from typing import Any
 from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
+from tml_jax.serve.background.context import Timeline
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.errors import JournalError, LimitError, TimeLimitError
@@ -53,7 +54,8 @@ class SessionInput:
         self._over = False
         self._bytes, self._active_at = 0, time.monotonic()
         self._parked: asyncio.Task[Any] | None = None
-        actor = BackgroundActor(self._answer, self._report, settings.tools, settings.tool_timeout_s)
+        self._said = Timeline()
+        actor = BackgroundActor(settings.mind, self._answer, self._remember, self._report, self._now)
         self._actor, self._tasks = actor, Tasks(actor)
         self._reports: list[TaskEvent] = []
 
@@ -117,6 +119,7 @@ class SessionInput:
             frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
         async with self._busy:
             self._assembler.push_frame(frame)
+            self._said.picture = frame
 
     async def push_text(self, text: str, offset: int | None = None) -> None:
         """Typed text, the client's `offset`-th from 0 on; waits while there is much to read.
@@ -216,6 +219,10 @@ class SessionInput:
 
     def _answer(self, text: str) -> None:
         self._put_text(self._control.background, Note("background", text))
+
+    def _remember(self, text: str) -> None:
+        """What is in the context only."""
+        self._inbox.put_text((), *self._reported(), Note("remembered", text))
 
     # Inside.
 

@@ -60,7 +60,7 @@ def unpack(data: bytes) -> tuple[list[Any], int]:
     while len(data) >= at + _HEAD.size:
         size, checksum = _HEAD.unpack_from(data, at)
         body = data[at + _HEAD.size : at + _HEAD.size + size]
-        if len(body) < size or zlib.crc32(body) != checksum:
+        if not body or len(body) < size or zlib.crc32(body) != checksum:
             break
         records.append(msgpack.unpackb(body, ext_hook=array, strict_map_key=False))
         at += _HEAD.size + size
@@ -150,16 +150,14 @@ class SessionLog:
             raise
 
     def _read(self) -> Kept:
-        heads, _ = unpack((self._folder / "head").read_bytes())
-        if not heads:
-            raise UnknownSessionError
+        head = read_head(self._folder)
         newest, state, touched = 0, None, (self._folder / "head").stat().st_mtime
         for path in sorted(self._folder.glob("*.state"), reverse=True):
             if states := unpack(path.read_bytes())[0]:
                 newest, state = int(path.stem), states[0]
                 break
         blocks: list[Block] = []
-        every = heads[0]["every"]
+        every = head["every"]
         for number in itertools.count(newest):
             path = self._folder / f"{number:05d}.log"
             if not path.exists():
@@ -171,7 +169,7 @@ class SessionLog:
             if len(records) < every:
                 break
         self._every = every
-        return Kept(heads[0], newest * every, state, blocks, max(0.0, time.time() - touched))
+        return Kept(head, newest * every, state, blocks, max(0.0, time.time() - touched))
 
     def append(self, turn: int, block: Block) -> bool:
         """Keeps a micro-turn's input. Returns whether the state after it is wanted. Raises OSError."""
@@ -217,10 +215,21 @@ class SessionLog:
             self._file = None
 
 
+def read_head(folder: pathlib.Path) -> dict[str, Any]:
+    """What a session in this folder was made with, whoever runs it. Raises UnknownSessionError where there is none."""
+    try:
+        heads, _ = unpack((folder / "head").read_bytes())
+    except OSError:
+        raise UnknownSessionError from None
+    if not heads:
+        raise UnknownSessionError
+    return heads[0]
+
+
 def sweep(folder: pathlib.Path, older_than_s: float, since: float) -> None:
     """Removes sessions that no process runs and that nothing came of for so long, at least `since` that time."""
     for one in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError, UnknownSessionError, HeldElsewhereError):
-            touched = max(path.stat().st_mtime for path in one.iterdir())
+            touched = max((path.stat().st_mtime for path in one.iterdir()), default=0.0)
             if time.time() - max(touched, since) > older_than_s:
                 SessionLog.open(one)[0].close(forget=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tml_jax.serve.audience import Audience
-from tml_jax.serve.background.actor import Said
+from tml_jax.serve.background.context import Said
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.errors import JournalError, OverloadedError
@@ -43,7 +43,6 @@ class SessionOutput(SessionInput):
         self._audience = Audience(self._spec.micro_turn_ms, keep_ms, engine.notify)
         self._outlet = Outlet(self._spec, self._tokenizer)
         self._results: asyncio.Queue[TurnResult] = asyncio.Queue()
-        self._said: collections.deque[Said] = collections.deque(maxlen=4096)
         self._step_ms: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._misses = self._silence_ms = self._quiet = 0
 
@@ -111,20 +110,26 @@ class SessionOutput(SessionInput):
                 told.append(events.Background(turn, note.task, note.state, note.text))
                 self._tasks.told(note)
                 continue
-            if note.who != "background":
+            if note.who not in ("background", "remembered"):
                 kind = "instructions" if note.who == "instructions" else "text"
                 self._journal.write(kind, turn * self._spec.micro_turn_s, turn, text=note.text)
-            self._said.append(Said(turn * self._spec.micro_turn_s, note.who, note.text))
+            who = "background" if note.who == "remembered" else note.who
+            self._said.add(Said(turn * self._spec.micro_turn_s, who, note.text))
+            if note.who == "user_text":
+                self._actor.typed(note.text)
         for event in told:
             journal_event(self._journal, event, self._spec.micro_turn_s, self.config.sends_audio)
             match event:
                 case events.Turn():
                     self._count(event)
                     delegates = event.decision is events.Decision.DELEGATE
+                    if event.frames:
+                        self._said.add(Said(self._now(), "camera", str(event.frames)))
                 case events.HeardWords():
-                    self._said.append(Said(self._now(), "user", event.text))
+                    self._said.add(Said(self._now(), "user", event.text))
                 case events.Words():
-                    self._said.append(Said(self._now(), "model", event.text))
+                    self._said.add(Said(self._now(), "model", event.text))
+        self._actor.observe(told)
         if any(note.who == "background" for note in block.notes):
             self._quiet = 0
         if delegates and self.config.background:
@@ -178,7 +183,8 @@ class SessionOutput(SessionInput):
     def _restore(self, turn: int, state: dict[str, Any]) -> None:
         self._turn = turn - 1
         self._outlet.go_on(state["outlet"])
-        self._said.extend(Said(*said) for said in state["said"])
+        for said in state["said"]:
+            self._said.add(Said(*said))
         told, kept = state["told"]
         again = ((number, messages.to_event(protos.ConverseResponse.FromString(data))) for number, data in kept)
         self._audience.go_on(told, again)

@@ -212,6 +212,11 @@ class Session(SessionOutput):
         """Whether it waits for its client."""
         return self._parked is not None
 
+    @property
+    def gone(self) -> bool:
+        """Whether it was over because its client did not come back, or is elsewhere."""
+        return isinstance(self.error, GoneError | MovedError)
+
     def arrived(self, sequence: int) -> None:
         """Its client has all events up to this one."""
         self._audience.arrived(sequence)
@@ -366,7 +371,9 @@ class Sessions:
     def _is_over(self, session: Session) -> None:
         session.watch.over(session.error)
         self._live.discard(session)
-        if session.id in self._resumable:
+        if session.gone:
+            self.forget(session)
+        elif session.id in self._resumable:
             asyncio.get_running_loop().call_later(self.settings.resume_s, self.forget, session)
 
     def forget(self, session: Session) -> None:
@@ -395,14 +402,14 @@ class Sessions:
     async def _take_up(self, session_id: str, token: str) -> Session:
         if self._session_dir is None or not self.engine.parks or not re.fullmatch("[0-9a-f]{12}", session_id):
             raise UnknownSessionError
-        log, kept = await asyncio.to_thread(SessionLog.open, self._session_dir / session_id)
-        if not hmac.compare_digest(kept.head["digest"], _digest(token)):
-            log.close(forget=False)
+        folder = self._session_dir / session_id
+        head = await asyncio.to_thread(session_log.read_head, folder)
+        if not hmac.compare_digest(head["digest"], _digest(token)):
             raise UnknownSessionError
-        if kept.head["model"] != self._model:
-            log.close(forget=False)
+        if head["model"] != self._model:
             raise JournalError("This server has another model than the one that the session is held with.")
-        return self._add(session_id, SessionConfig.of_plain(kept.head["config"]), token, log, kept)
+        log, kept = await asyncio.to_thread(SessionLog.open, folder)
+        return self._add(session_id, SessionConfig.of_plain(head["config"]), token, log, kept)
 
     async def sweep(self) -> None:
         """Removes, as long as it runs, what is kept of sessions that nobody has resumed in time."""

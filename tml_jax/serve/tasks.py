@@ -8,7 +8,8 @@ import collections
 from collections.abc import Iterable
 from typing import Any
 
-from tml_jax.serve.background.actor import BackgroundActor, ContextPackage, Said, TaskEvent
+from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
+from tml_jax.serve.background.context import Timeline
 from tml_jax.serve.inbox import Note
 
 _ENDS = ("finished", "failed")
@@ -32,7 +33,7 @@ class Tasks:
         """Whether an answer may be to come."""
         return bool(self._actor.pending or self._on_the_way)
 
-    def go_on(self, kept: dict[str, Any] | None, notes: Iterable[Note], said: Iterable[Said]) -> None:
+    def go_on(self, kept: dict[str, Any] | None, notes: Iterable[Note], said: Timeline) -> None:
         """Goes on with `kept`, which `state` gave (None: from the beginning), and what was noted after it.
 
         `said` is the conversation at that time.
@@ -57,16 +58,15 @@ class Tasks:
             "open": [(task, *of, self._told[task, "started"] > 0) for task, of in self._of.items()],
         }
 
-    def hand_over(self, now: float, said: Iterable[Said]) -> None:
+    def hand_over(self, now: float, said: Timeline) -> None:
         """The model hands over the conversation so far."""
         number = self._handed_over
         self._handed_over += 1
         if number not in self._answered:
             self._begin(now, said, self._task.get(number), [number])
 
-    def _begin(self, now: float, said: Iterable[Said], task: int | None, answers: list[int]) -> None:
-        context = ContextPackage(now, tuple(one for one in said if one.time_s <= now))
-        task = self._actor.delegate(context, task)
+    def _begin(self, now: float, said: Timeline, task: int | None, answers: list[int]) -> None:
+        task = self._actor.delegate(said.package(now), task)
         when, before = self._of.get(task, (now, []))
         self._of[task] = max(when, now), [*before, *answers]
 

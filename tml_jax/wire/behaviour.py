@@ -98,7 +98,7 @@ def date_results(expectations: Iterable[dict[str, Any]], events: Iterable[dict[s
     A result is expected from the moment on at which the first answer to the request came, where one came within
     `LONGEST_ANSWER_S`.
     """
-    came = sorted(e["t"] for e in events if e["type"] == "background" and e["state"] != "started")
+    came = sorted(e["t"] for e in events if e["type"] == "background" and e["state"] in ("finished", "failed"))
     dated, asked = [], 0.0
     for expected in expectations:
         if expected["kind"] == "delegate":

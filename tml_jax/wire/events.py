@@ -106,7 +106,7 @@ class Sound:
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """A background task started, finished or failed; without a `task`, the client's own model has finished."""
+    """A background task started, went on, finished or failed; without a `task`, the client's own model has finished."""
 
     turn: int
     task: int | None

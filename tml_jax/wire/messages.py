@@ -7,7 +7,7 @@ from tml_jax.wire import events, protos
 from tml_jax.wire.pcm import from_pcm, to_pcm
 
 _DECISION = {1: events.Decision.LISTEN, 2: events.Decision.SPEAK, 3: events.Decision.DELEGATE}
-_STATE = {1: "started", 2: "finished", 3: "failed"}
+_STATE = {1: "started", 2: "finished", 3: "failed", 4: "progress"}
 
 
 def stream_info(stream: events.Stream) -> Any:

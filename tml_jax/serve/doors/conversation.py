@@ -18,7 +18,15 @@ from tml_jax.serve.doors.audio import AudioFormat
 from tml_jax.serve.doors.protocol import ProtocolError
 from tml_jax.serve.doors.telling import Telling
 from tml_jax.serve.engine import EngineDiedError, ServerFullError
-from tml_jax.serve.errors import DrainedError, GoneError, JournalError, OverloadedError
+from tml_jax.serve.errors import (
+    BusyError,
+    DrainedError,
+    GoneError,
+    JournalError,
+    LimitError,
+    OverloadedError,
+    TimeLimitError,
+)
 from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import events
@@ -34,6 +42,9 @@ FAILURES = {  # error: its code, the code that the socket closes with
     JournalError: ("journal_failed", 1011),
     EngineDiedError: ("engine_died", 1011),
     DrainedError: ("server_draining", 1012),
+    BusyError: ("server_busy", 1013),
+    LimitError: ("session_limit_exceeded", 1008),
+    TimeLimitError: ("session_timed_out", 1008),
 }
 
 

@@ -135,6 +135,17 @@ class GrpcDoor:
             session, told = await self._begin(requests)
         except tuple(_STATUS) as error:
             await context.abort(_status(error), str(error))
+        if error := await self._serve(session, told, requests, context):
+            await context.abort(_status(error), _sentence(error))
+
+    async def _serve(
+        self,
+        session: Session,
+        told: Subscription,
+        requests: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext,
+    ) -> Exception | None:
+        """One connection of a session, to its end; why it ended, where that was no good end."""
         reader = asyncio.create_task(self._read(session, requests))
         writer = asyncio.create_task(_write(told, context))
         over = asyncio.create_task(told.over.wait())
@@ -151,15 +162,16 @@ class GrpcDoor:
         except (_NotSentError, TimeoutError):
             pass
         except (TakenOverError, MovedError) as error:
-            await context.abort(_status(error), str(error))
+            return error
         except Exception as error:
             session.end(error)
             self._sessions.forget(session)
-            await context.abort(_status(error), _sentence(error))
+            return error
         finally:  # also when the client has gone, which cancels this coroutine
             for task in (reader, writer, over):
                 task.cancel()
             session.leave(told)
+        return None
 
     async def _begin(self, requests: AsyncIterator[bytes]) -> tuple[Session, Subscription]:
         """The session that the first message asks for, and all that is to be told of it."""
@@ -184,11 +196,16 @@ class GrpcDoor:
     async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
             async for request in requests:
-                await _take(session, _parse(request))
+                try:
+                    await _take(session, _parse(request))
+                except Exception as error:
+                    session.end(error)
+                    return
             if not session.token:  # of one that can be resumed the connection may have ended, and not the input
                 await session.close_input()
         except Exception as error:
-            session.end(error)
+            if not session.token:
+                session.end(error)
 
     async def server_info(self, request: Any = None, context: grpc.aio.ServicerContext | None = None) -> Any:
         """What `GetServerInfo` answers."""

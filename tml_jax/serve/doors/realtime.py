@@ -170,12 +170,12 @@ class RealtimeConversation(conversation.Conversation):
 
     async def _create_item(self, event: dict[str, Any]) -> None:
         sent = read_item(event)
+        if (size := sum(map(len, sent.item.strings))) > intake.MAX_TEXT:
+            sentence = f"An item with {size} characters of text is too long: send at most {intake.MAX_TEXT}."
+            raise ProtocolError("string_above_max_length", sentence, "item")
         heard = [self._config.hears.decode(audio) for audio in sent.audio]
         if (heard or sent.pictures) and self._session is None:
             await self._begin()
-        if sent.item.pending and len(sent.item.text) > intake.MAX_TEXT:
-            sentence = f"A text of {len(sent.item.text)} characters is too long: send at most {intake.MAX_TEXT}."
-            raise ProtocolError("string_above_max_length", sentence, "item.content")
         for picture in sent.pictures:
             await self.session.push_frame(*picture)
         for pcm in heard:
@@ -202,8 +202,9 @@ class RealtimeConversation(conversation.Conversation):
         """What the client has added last is for the model to answer, or to say."""
         asked = realtime_config.read_response(event, self._config)
         self._telling.check_free()
-        if instructions := asked.get("instructions"):
-            self.session.push_context(instructions, to_say=False)
+        told = self._config.resource["instructions"]  # which some clients send once more
+        if instructions := (asked.get("instructions") or "").removeprefix(told).strip():
+            self.session.push_context(instructions, to_say=True)
         pending = self._items.take_pending()
         for at, item in enumerate(pending):
             if item.resource["type"] == "function_call_output":

@@ -41,6 +41,12 @@ class Item:
         return self.resource["id"]
 
     @property
+    def strings(self) -> Iterator[str]:
+        """All text in it, whatever it is for."""
+        for fields in (self.resource, *self.resource.get("content", ())):
+            yield from (value for value in fields.values() if isinstance(value, str))
+
+    @property
     def text(self) -> str:
         """What it says."""
         if self.resource["type"] != "message":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tml_jax.serve.background.actor import ContextPackage, Said
+from tml_jax.serve.background.context import ContextPackage, Said
 from tml_jax.serve.doors.audio import AudioEncoder
 from tml_jax.serve.doors.protocol import ProtocolError, describe, to_base64
 from tml_jax.serve.doors.realtime_config import SEMANTIC_SILENCE_MS, RealtimeConfig
@@ -20,6 +20,7 @@ from tml_jax.wire import events
 
 PAUSE_MS = 800  # of silence, within a response; more ends it
 WAIT_MS = 5000  # a response that was asked for ends without output if the model says nothing
+MAX_WORDS = 4096  # characters, of a turn that nobody ends
 LATE_WORDS_MS = 1000  # the model hears words so much later than they sound, at most
 
 
@@ -153,7 +154,7 @@ class RealtimeTelling(Telling):
         if late and (speech is None or event.start_ms <= speech.start_ms):
             yield from self._transcribe(late, event.text)
             return
-        self._words += event.text
+        self._words = (self._words + event.text)[-MAX_WORDS:]
         if speech is None and self.config.detects is not None:  # too soft to be taken for speech, but heard
             self._speech = _Speech(new_id("item"), event.start_ms, event.end_ms)
 

@@ -43,7 +43,7 @@ class Telling:
             case events.Sound(samples=samples):
                 self._silent = False
                 yield from self.sound(samples)
-            case events.Background(task=task) if task is not None:
+            case events.Background(task=task, state=state) if task is not None and state != "progress":
                 yield from self.background(event)
         if last and self._silent:
             self._silent = False

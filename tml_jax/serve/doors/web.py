@@ -26,6 +26,7 @@ from tml_jax.serve import watch
 from tml_jax.serve.doors import live, realtime, stream
 from tml_jax.serve.doors.access import TOKEN_S, Access, AccessError, QuotaError
 from tml_jax.serve.doors.address import Safety, check_address, is_loopback
+from tml_jax.serve.doors.conversation import FAILURES
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.errors import DrainedError
 from tml_jax.serve.sessions import Sessions
@@ -162,11 +163,13 @@ class WebDoor:
 
     async def _realtime(self, socket: WebSocket) -> None:
         denied = None
-        if refused := self._refusal():  # clients of this protocol would connect again at once, had they been let in
-            denied = _error(503, "server_draining", str(refused))
-        elif len(self._sessions) >= self._sessions.engine.num_slots:
-            denied = _error(503, "server_full", "All sessions of this server are taken: try again when one has ended.")
-        elif socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
+        try:  # clients of this protocol would connect again at once for ever, had they been let in
+            if refused := self._refusal():
+                raise refused
+            self._sessions.engine.check_room()
+        except tuple(FAILURES) as error:
+            denied = _error(503, FAILURES[type(error)][0], str(error))
+        if socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
             denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
         async with self._entered(socket, denied) as entered:
             if entered:

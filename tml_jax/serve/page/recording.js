@@ -9,6 +9,7 @@ const STATES = {
   BACKGROUND_STATE_STARTED: "started",
   BACKGROUND_STATE_FINISHED: "finished",
   BACKGROUND_STATE_FAILED: "failed",
+  BACKGROUND_STATE_PROGRESS: "progress",
 };
 const KEPT_IN_BLOBS = 3000; // blocks; what is in a blob need not be in memory
 

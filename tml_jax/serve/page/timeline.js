@@ -111,6 +111,7 @@ export class Timeline {
 
   #task({ t, task, state, text }) {
     const begun = this.tasks.find((one) => task !== null && one.task === task);
+    if (state === "progress") return;
     if (state === "started") this.tasks.push({ task, from: t, to: null, question: text });
     else if (begun) Object.assign(begun, { to: t, answer: text, failed: state === "failed" });
     else this.tasks.push({ task, from: t, to: t, answer: text, failed: state === "failed" });

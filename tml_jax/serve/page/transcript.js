@@ -4,7 +4,7 @@ import { clock } from "./timeline.js";
 
 const PAUSE_S = 2; // a longer one begins a new line
 const WHO = { you: "You", model: "Model", typed: "You typed", background: "Background", told: "Instructions" };
-const STATES = { started: "asked: ", failed: "failed: ", finished: "" };
+const STATES = { started: "asked: ", progress: "at work: ", failed: "failed: ", finished: "" };
 
 export class Transcript {
   constructor(list) {
