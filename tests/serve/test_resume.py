@@ -370,8 +370,9 @@ def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path:
 
     async def scenario() -> list[events.Event]:
         way = Breakable()
-        # Spoken to for so long that there is time to answer.
-        talk = client.Script(bursts(30.0, 1), texts=[(0.5, "what is six times seven")], tail_s=0.4)
+        # So long that there is time to answer, and silent, so that the answer need not wait.
+        silence = media.SoundFile(np.zeros((30 * 16_000, 1), np.float32), 16_000)
+        talk = client.Script(silence, texts=[(0.5, "what is six times seven")], tail_s=0.4)
         async with way.listening() as there, client.connect(there, resume=True) as channel:
             holding = Holding(channel, talk)
             for count in (12, 60, 10_000):  # while it is asked, and once it is answered
