@@ -66,7 +66,8 @@ async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
                     await connection.session.commentary.append(content="sixty three", delegation_id=name)
                 case "session.closed":
                     heard.usage_s, heard.reason = event.usage.seconds, event.reason
-        assert speaking is not None and speaking.exception() is None
+        assert speaking is not None
+        await speaking
     return heard
 
 
