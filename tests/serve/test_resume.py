@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import pathlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
@@ -11,9 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.serve.background_rig import Scripted
 from tests.serve.conftest import bursts
 from tml_jax import client
 from tml_jax.client import media
+from tml_jax.serve.background.backend import Answer, Delivery, Desk
+from tml_jax.serve.background.mind import Mind
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
@@ -23,6 +25,7 @@ from tml_jax.serve.session_log import SessionLog, sweep, unpack
 from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import events, protos
 
+RATES = (16_000, 16_000, 44_100, 48_000)
 TEXTS = ((0.7, "seven please"), (2.1, "nine"))
 
 
@@ -144,6 +147,7 @@ class OneServer:
                 session._engine.release(session._slot, session)
             for task in (session._watcher, session._pump):
                 task.cancel()
+            session._actor.close()
             if session._log:
                 session._log.close(forget=False)
         await self.door._server.stop(None)
@@ -199,6 +203,34 @@ def test_a_server_that_dies_again_and_again_loses_nothing(engine, run, tmp_path:
     assert kept(told) == kept(whole)
     assert resumed >= 2
     assert not list(tmp_path.iterdir()), "nothing is kept of a session that is over"
+
+
+@pytest.mark.slow
+def test_four_sessions_through_fifty_deaths(engine, run, tmp_path: pathlib.Path) -> None:
+    talks = [client.Script(bursts(40.0, seed, rate), tail_s=0.6, seed=seed) for seed, rate in enumerate(RATES)]
+
+    async def scenario() -> tuple:
+        whole = [await uninterrupted(engine, talk) for talk in talks]
+        way, deaths = Breakable(), 0
+        async with way.listening() as there, client.connect(there, resume=True) as channel:
+            holdings = [Holding(channel, talk) for talk in talks]
+            rng = np.random.default_rng(0)
+            while not all(holding.task.done() for holding in holdings):
+                async with OneServer(engine, tmp_path) as server:
+                    way.target = server.address
+                    one = next(holding for holding in holdings if not holding.task.done())
+                    await one.until(len(one.told) + rng.integers(1, 12) if deaths < 50 else 10_000)
+                    if deaths < 50:
+                        await server.die()
+                        deaths += 1
+                    else:
+                        await asyncio.gather(*(holding.task for holding in holdings))
+                    way.cut()
+            return whole, [await holding.all() for holding in holdings], deaths
+
+    whole, told, deaths = run(scenario())
+    assert deaths == 50
+    assert [kept(one) for one in told] == [kept(one) for one in whole]
 
 
 def test_a_server_that_goes_leaves_its_sessions_to_another(engine, run, tmp_path: pathlib.Path) -> None:
@@ -328,22 +360,23 @@ def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: p
 
 
 def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path: pathlib.Path) -> None:
-    asked: list[str] = []
+    async def answer(desk: Desk) -> Answer:
+        if len(backend.asked) == 1:
+            await asyncio.sleep(60)  # the process dies before
+        return Answer("forty two", Delivery.INTERRUPT)
 
-    def slow(question: str) -> str:
-        asked.append(question)
-        if len(asked) == 1:
-            time.sleep(0.5)  # the first process dies before
-        return "forty two"
+    backend = Scripted(answer)
+    mind = Mind(backend)
 
     async def scenario() -> list[events.Event]:
         way = Breakable()
-        # Spoken to for so long that there is time to answer.
-        talk = client.Script(bursts(30.0, 1), texts=[(0.5, "what is six times seven")], tail_s=0.4)
+        # So long that there is time to answer, and silent, so that the answer need not wait.
+        silence = media.SoundFile(np.zeros((30 * 16_000, 1), np.float32), 16_000)
+        talk = client.Script(silence, texts=[(0.5, "what is six times seven")], tail_s=0.4)
         async with way.listening() as there, client.connect(there, resume=True) as channel:
             holding = Holding(channel, talk)
             for count in (12, 60, 10_000):  # while it is asked, and once it is answered
-                async with OneServer(engine, tmp_path, tools=[slow]) as server:
+                async with OneServer(engine, tmp_path, mind=mind) as server:
                     way.target = server.address
                     await holding.until(count)
                     if count < 10_000:
@@ -352,9 +385,10 @@ def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path:
             return await holding.all()
 
     told = run(scenario())
+    mind.close()
     background = [(event.task, event.state, event.text) for event in told if isinstance(event, events.Background)]
-    assert len(asked) == 2, "once for each process that did not see it answered"
-    assert background == [(0, "started", asked[0]), (0, "finished", "forty two")]
+    assert len(backend.asked) == 2, "once for each process that did not see it answered"
+    assert background == [(0, "started", backend.asked[0]), (0, "finished", "forty two")]
     assert [event.text for event in told if isinstance(event, events.Words)].count(" forty") == 1
 
 
