@@ -17,7 +17,7 @@ from tml_jax.serve.server import ServerSettings
 from tml_jax.wire import events
 
 HTTP = "127.0.0.1:0"
-AHEAD = 8  # steps that may be under way when a session ends that no clock paces
+AHEAD = 50  # steps that no clock paces may be so far ahead of what is told: `max_unsent_ms`
 
 
 def fetch(url: str, **headers: str) -> tuple[int, str]:
