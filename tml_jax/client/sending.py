@@ -51,6 +51,7 @@ async def send(
     sounds: Iterator[Timed] | AsyncIterator[bytes],
     pictures: Iterator[Timed],
     texts: Iterator[Timed],
+    asides: asyncio.Queue[Any] | None,
     end_s: float,
     sent: Callable[[float], None],
 ) -> None:
@@ -65,6 +66,7 @@ async def send(
       sounds: pieces of sound, or what a microphone hears; the microphone's end is that of the session.
       pictures: may take long to make: they are made in a thread, at most `WINDOW` ahead.
       texts: what is typed.
+      asides: what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
       end_s: session time at which the input is closed (not with a microphone).
       sent: called with the session time up to which sound has been sent.
     """
@@ -82,6 +84,18 @@ async def send(
                 if request.HasField("audio"):
                     sent(time_s)
 
+    async def interject() -> None:
+        while asides is not None:
+            await write((await asides.get()).request())
+
+    async def send_all() -> None:
+        if pace.real_time:
+            await _while_it_lasts(speak(), send_timed(made_ahead(pictures, WINDOW)), send_timed(_each(texts)))
+        else:
+            assert not isinstance(sounds, AsyncIterator), "a microphone hears in real time"
+            merged = heapq.merge(sounds, pictures, texts, key=lambda timed: timed[0])
+            await send_timed(made_ahead(merged, WINDOW))
+
     async def speak() -> None:
         if isinstance(sounds, AsyncIterator):
             async for pcm in sounds:
@@ -90,12 +104,7 @@ async def send(
             await send_timed(_each(sounds))
             await pace.wait(end_s)
 
-    if pace.real_time:
-        await _while_it_lasts(speak(), send_timed(made_ahead(pictures, WINDOW)), send_timed(_each(texts)))
-    else:
-        assert not isinstance(sounds, AsyncIterator), "a microphone hears in real time"
-        merged = heapq.merge(sounds, pictures, texts, key=lambda timed: timed[0])
-        await send_timed(made_ahead(merged, WINDOW))
+    await _while_it_lasts(send_all(), interject())
     await write(protos.ConverseRequest(close=protos.CloseInput()))
     await call.done_writing()
 
