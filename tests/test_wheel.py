@@ -44,6 +44,8 @@ def test_a_wheel_serves(tmp_path: pathlib.Path) -> None:
     # The dependencies, but not this checkout, which its own environment finds by a hook that is not read here.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    page = pathlib.Path("tml_jax", "serve", "page")
+    assert {path.name for path in (site / page).iterdir()} == {path.name for path in (ROOT / page).iterdir()}
     arguments = ["-c", PROGRAM, str(ROOT / "checkpoints" / "inkling_tiny")]
     done = subprocess.run([python, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

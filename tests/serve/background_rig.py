@@ -11,9 +11,9 @@ from typing import Any
 import uvicorn
 
 from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
-from tml_jax.serve.background.backend import Answer, Desk
+from tml_jax.serve.background.backend import Answer, Desk, Tool
 from tml_jax.serve.background.context import Said, Timeline
-from tml_jax.serve.background.mind import Mind
+from tml_jax.serve.background.mind import Limits, Mind
 from tml_jax.wire import events
 
 LISTEN, SPEAK = events.Decision.LISTEN, events.Decision.SPEAK
@@ -112,6 +112,54 @@ async def rig(mind: Mind) -> AsyncIterator[Rig]:
     finally:
         actor.close()
         await asyncio.to_thread(mind.close)
+
+
+def play(
+    scenario: Callable[[Rig], Awaitable[None]],
+    answer: Callable[[Desk], Awaitable[Answer]],
+    tools: tuple[Tool, ...] = (),
+    **limits: Any,
+) -> Scripted:
+    """Plays a conversation beside a backend that a test wrote."""
+    backend = Scripted(answer)
+
+    async def run() -> None:
+        async with asyncio.timeout(90), rig(Mind(backend, [Shelf(tools)], Limits(**limits))) as made:
+            await scenario(made)
+
+    asyncio.run(run())
+    return backend
+
+
+class Shelf:
+    """A source of fixed tools."""
+
+    def __init__(self, tools: tuple[Tool, ...]) -> None:
+        self.tools = tools
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def at_once(desk: Desk) -> Answer:
+    return Answer(f"the answer to {desk.context.question()}")
+
+
+class Bank:
+    """A tool that must never be used by itself."""
+
+    def __init__(self) -> None:
+        self.paid: list[dict[str, Any]] = []
+
+    def tool(self) -> Tool:
+        async def pay(arguments: dict[str, Any]) -> str:
+            self.paid.append(arguments)
+            return "paid"
+
+        return Tool("send_money", "Sends money.", {"type": "object"}, pay, consequential=True)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from tml_jax.serve.background.calculator import calculate
 from tml_jax.serve.background.dates import Almanac
 from tml_jax.serve.background.documents import Documents
 from tml_jax.serve.background.embedded import Embedded
+from tml_jax.streams import number_words
 
 NOW = datetime.datetime(2026, 11, 29, 19, 15)  # a Sunday
 
@@ -99,6 +100,22 @@ def test_the_calculator(question: str, answer: str | None) -> None:
 )
 def test_what_has_no_answer_is_unknown(embedded: Embedded, question: str) -> None:
     assert embedded.reply(question) == "i do not know"
+
+
+def test_every_number_has_words_that_read_back() -> None:
+    for number in range(-999, 1000):
+        words = number_words.to_words(number).split()
+        assert number_words.parse_words(words) == (number, len(words))
+    assert number_words.to_words(84) == "eighty four"
+    assert number_words.to_words(-3) == "minus three"
+    assert number_words.to_words(144) == "one hundred forty four"
+    with pytest.raises(ValueError, match="go up to 999"):
+        number_words.to_words(1000)
+
+
+@pytest.mark.parametrize("words", [[], ["hundred"], ["please"], ["minus"]])
+def test_what_is_no_number_is_none(words: list[str]) -> None:
+    assert number_words.parse_words(words) is None
 
 
 def test_every_number_and_day_can_be_said_and_read() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serve.background_rig import SPEAK, Rig, http_server, rig
+from tests.serve.background_rig import SPEAK, Bank, Rig, Shelf, http_server, rig
 from tests.serve.chat_server import ChatServer, Reply
-from tests.serve.test_background import Bank, Shelf
 from tml_jax.serve.background.backend import Tool
 from tml_jax.serve.background.chat import Chat, ChatSettings, mark
 from tml_jax.serve.background.embedded import calculator_tool

@@ -66,7 +66,8 @@ async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
                     await connection.session.commentary.append(content="sixty three", delegation_id=name)
                 case "session.closed":
                     heard.usage_s, heard.reason = event.usage.seconds, event.reason
-        assert speaking is not None and speaking.exception() is None
+        assert speaking is not None
+        await speaking
     return heard
 
 
@@ -101,13 +102,14 @@ async def talk_in_turns(base_url: str, speech: np.ndarray) -> Heard:
                 case "response.output_audio_transcript.delta":
                     heard.model += event.delta
                 case "response.function_call_arguments.done":
-                    assert json.loads(event.arguments)["question"] == "what is nine times seven"
+                    assert "seven" in json.loads(event.arguments)["question"]
                     item: Any = {"type": "function_call_output", "call_id": event.call_id, "output": "sixty three"}
                     await connection.conversation.item.create(item=item)
                     await connection.response.create()
                 case "response.done":
                     assert event.response.status == "completed", event
-        assert speaking is not None and speaking.exception() is None
+        assert speaking is not None
+        await speaking
     return heard
 
 

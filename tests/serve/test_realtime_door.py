@@ -234,7 +234,7 @@ def test_a_picture_is_seen(serving_web, run) -> None:
     assert frames == 1
 
 
-def test_a_server_that_is_full_or_drains_says_so_before_it_lets_a_client_in(serving_web, run) -> None:
+def test_a_server_that_is_full_or_drains_says_so_before_it_lets_a_client_in(serving_web, run, caplog) -> None:
     async def refused(url: str) -> tuple[int, str, str | None]:
         with pytest.raises(websockets.InvalidStatus) as error:
             async with connect(url):
@@ -271,6 +271,7 @@ def test_a_server_that_is_full_or_drains_says_so_before_it_lets_a_client_in(serv
         ("server_full", 1013),
         (503, "server_draining", "10"),
     ]
+    assert not caplog.records, "who is refused is no error of the server's"
 
 
 def test_the_key_of_a_browser_is_a_subprotocol(bundle, run) -> None:

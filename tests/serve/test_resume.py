@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import pathlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
@@ -11,18 +10,19 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.serve.background_rig import Scripted
 from tests.serve.conftest import bursts
 from tml_jax import client
 from tml_jax.client import media
+from tml_jax.serve.background.backend import Answer, Delivery, Desk
+from tml_jax.serve.background.mind import Mind
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.errors import BusyError, HeldElsewhereError
-from tml_jax.serve.inbox import Block, Note
-from tml_jax.serve.session_log import SessionLog, sweep, unpack
 from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import events, protos
 
+RATES = (16_000, 16_000, 44_100, 48_000)
 TEXTS = ((0.7, "seven please"), (2.1, "nine"))
 
 
@@ -144,6 +144,7 @@ class OneServer:
                 session._engine.release(session._slot, session)
             for task in (session._watcher, session._pump):
                 task.cancel()
+            session._actor.close()
             if session._log:
                 session._log.close(forget=False)
         await self.door._server.stop(None)
@@ -199,6 +200,34 @@ def test_a_server_that_dies_again_and_again_loses_nothing(engine, run, tmp_path:
     assert kept(told) == kept(whole)
     assert resumed >= 2
     assert not list(tmp_path.iterdir()), "nothing is kept of a session that is over"
+
+
+@pytest.mark.slow
+def test_four_sessions_through_fifty_deaths(engine, run, tmp_path: pathlib.Path) -> None:
+    talks = [client.Script(bursts(40.0, seed, rate), tail_s=0.6, seed=seed) for seed, rate in enumerate(RATES)]
+
+    async def scenario() -> tuple:
+        whole = [await uninterrupted(engine, talk) for talk in talks]
+        way, deaths = Breakable(), 0
+        async with way.listening() as there, client.connect(there, resume=True) as channel:
+            holdings = [Holding(channel, talk) for talk in talks]
+            rng = np.random.default_rng(0)
+            while not all(holding.task.done() for holding in holdings):
+                async with OneServer(engine, tmp_path) as server:
+                    way.target = server.address
+                    one = next(holding for holding in holdings if not holding.task.done())
+                    await one.until(len(one.told) + rng.integers(1, 12) if deaths < 50 else 10_000)
+                    if deaths < 50:
+                        await server.die()
+                        deaths += 1
+                    else:
+                        await asyncio.gather(*(holding.task for holding in holdings))
+                    way.cut()
+            return whole, [await holding.all() for holding in holdings], deaths
+
+    whole, told, deaths = run(scenario())
+    assert deaths == 50
+    assert [kept(one) for one in told] == [kept(one) for one in whole]
 
 
 def test_a_server_that_goes_leaves_its_sessions_to_another(engine, run, tmp_path: pathlib.Path) -> None:
@@ -328,22 +357,23 @@ def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: p
 
 
 def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path: pathlib.Path) -> None:
-    asked: list[str] = []
+    async def answer(desk: Desk) -> Answer:
+        if len(backend.asked) == 1:
+            await asyncio.sleep(60)  # the process dies before
+        return Answer("forty two", Delivery.INTERRUPT)
 
-    def slow(question: str) -> str:
-        asked.append(question)
-        if len(asked) == 1:
-            time.sleep(0.5)  # the first process dies before
-        return "forty two"
+    backend = Scripted(answer)
+    mind = Mind(backend)
 
     async def scenario() -> list[events.Event]:
         way = Breakable()
-        # Spoken to for so long that there is time to answer.
-        talk = client.Script(bursts(30.0, 1), texts=[(0.5, "what is six times seven")], tail_s=0.4)
+        # So long that there is time to answer, and silent, so that the answer need not wait.
+        silence = media.SoundFile(np.zeros((30 * 16_000, 1), np.float32), 16_000)
+        talk = client.Script(silence, texts=[(0.5, "what is six times seven")], tail_s=0.4)
         async with way.listening() as there, client.connect(there, resume=True) as channel:
             holding = Holding(channel, talk)
             for count in (12, 60, 10_000):  # while it is asked, and once it is answered
-                async with OneServer(engine, tmp_path, tools=[slow]) as server:
+                async with OneServer(engine, tmp_path, mind=mind) as server:
                     way.target = server.address
                     await holding.until(count)
                     if count < 10_000:
@@ -352,9 +382,10 @@ def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path:
             return await holding.all()
 
     told = run(scenario())
+    mind.close()
     background = [(event.task, event.state, event.text) for event in told if isinstance(event, events.Background)]
-    assert len(asked) == 2, "once for each process that did not see it answered"
-    assert background == [(0, "started", asked[0]), (0, "finished", "forty two")]
+    assert len(backend.asked) == 2, "once for each process that did not see it answered"
+    assert background == [(0, "started", backend.asked[0]), (0, "finished", "forty two")]
     assert [event.text for event in told if isinstance(event, events.Words)].count(" forty") == 1
 
 
@@ -375,41 +406,3 @@ def test_a_session_s_limits_are_told_in_one_sentence(engine, run, monkeypatch) -
         (grpc.StatusCode.DEADLINE_EXCEEDED, "For 0.1 s nothing was sent or said, so the session was ended."),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "No first message came within 0.1 s."),
     ]
-
-
-def test_no_session_more_is_admitted_than_the_steps_bear(bundle) -> None:
-    engine = Engine(bundle, 4, fullest=0.9)
-    first, second = object(), object()
-    engine.admit(first, 0)
-    engine._step_ms_of[1].extend([100.0] * 60)
-    engine.release(engine.admit(second, 0), second)
-    engine._step_ms_of[1].extend([185.0] * 60)
-    with pytest.raises(BusyError, match="steps take up to 185 ms of 200: try again later"):
-        engine.admit(second, 0)
-    assert engine.stats().refused == 1
-    engine._step_ms_of[1].extend([100.0] * 250)
-    engine.admit(second, 0)
-
-
-def test_a_log_is_read_back_to_its_last_whole_record(tmp_path: pathlib.Path) -> None:
-    log = SessionLog.create(tmp_path / "a", {"digest": b"x"}, 3)
-    blocks = [Block(np.full((10, 80), k, np.int32), tokens=(k,), notes=(Note("user_text", "é"),)) for k in range(5)]
-    assert [log.append(k, block) for k, block in enumerate(blocks)] == [False, False, True, False, False]
-    with pytest.raises(HeldElsewhereError):
-        SessionLog.open(tmp_path / "a")
-    log.close(forget=False)
-    last = tmp_path / "a" / "00001.log"
-    whole = last.read_bytes()
-    (_,), first = unpack(whole[:-1])
-    for size in range(0, len(whole), 97):
-        last.write_bytes(whole[:size] + bytes(size % 50))
-        log, kept = SessionLog.open(tmp_path / "a")
-        assert [block.tokens for block in kept.blocks] == [(k,) for k in range(3 + (size >= first))], size
-        assert kept.blocks[0].notes == blocks[0].notes and np.array_equal(kept.blocks[2].levels, blocks[2].levels)
-        log.close(forget=False)
-    log, kept = SessionLog.open(tmp_path / "a")
-    log.save(3, {"turn": 3})
-    log.close(forget=False)
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["00001.log", "00001.state", "head"]
-    sweep(tmp_path, 0.0, 0.0)
-    assert not list(tmp_path.iterdir())

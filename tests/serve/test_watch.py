@@ -17,7 +17,6 @@ from tml_jax.serve.server import ServerSettings
 from tml_jax.wire import events
 
 HTTP = "127.0.0.1:0"
-AHEAD = 8  # steps that may be under way when a session ends that no clock paces
 
 
 def fetch(url: str, **headers: str) -> tuple[int, str]:
@@ -75,8 +74,8 @@ def test_a_conversation_is_counted(bundle, run) -> None:
         return later.get(name, 0) - before.get(name, 0)
 
     turns = sum(event["type"] == "step" for event in recording.events)
-    assert turns <= grew("tml_step_seconds_count{1}") <= turns + AHEAD
-    assert turns <= grew("tml_queue_age_seconds_count") <= turns + AHEAD
+    # A session that no clock paces is stepped a little beyond its end.
+    assert grew("tml_step_seconds_count{1}") == grew("tml_queue_age_seconds_count") >= turns
     assert grew("tml_admitted_total{new}") == 1
     assert grew("tml_sessions_over_total{ended}") == 1
     assert grew("tml_delegations_total{started}") == grew("tml_delegations_total{finished}") == 1
@@ -113,16 +112,16 @@ def test_spans_of_a_session_its_steps_and_its_tasks(bundle, run, monkeypatch) ->
         async with start_web(bundle, ServerSettings(slots=1, faster_than_real_time=True)) as server:
             script = client.Script(None, texts=[(0.0, "what is two plus two")], tail_s=0.4)
             async with client.connect(server.address) as channel:
-                recording = await client.converse(channel, script, real_time=False)
-            return sum(event["type"] == "step" for event in recording.events)
+                await client.converse(channel, script, real_time=False)
+        return server.server.engine.stats().steps
 
-    turns = run(scenario())
+    steps = run(scenario())
     watch._tracer.span_processor.force_flush()
     spans: dict[str, list[Any]] = {}
     for span in exporter.get_finished_spans():
         spans.setdefault(span.name, []).append(span)
     (session,), (task,) = spans["session"], spans["background task"]
-    assert turns <= len(spans["step"]) <= turns + AHEAD
+    assert len(spans["step"]) == steps > 0
     assert session.attributes["tml.over"] == "ended"
     assert task.parent.span_id == session.context.span_id
     assert task.attributes["tml.state"] == "finished"

@@ -50,7 +50,11 @@ GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
 class _Protocol(WebSocketsSansIOProtocol):
-    """A connection whose client does not read does not stay for ever."""
+    """A connection whose client does not read does not stay for ever, and one that was refused is no error."""
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        self.handshake_complete |= self.close_sent  # or uvicorn logs an error for each that was refused
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
