@@ -34,9 +34,21 @@ QUIET_ROOM = Acoustics(pitch_share=0, pace_share=0, level=(-22, -18), noise_shar
 
 async def example(name: str, address: str, *arguments: object, typed: str = "") -> str:
     """What an example prints, in a process of its own."""
-    command = [sys.executable, "-m", f"examples.{name}", f"--server={address}", *map(str, arguments)]
+    return await printed(ROOT, "-m", f"examples.{name}", f"--server={address}", *map(str, arguments), typed=typed)
+
+
+async def sample(folder: pathlib.Path, address: str) -> str:
+    """What the sample of our own client in docs/doors.md prints."""
+    section = (ROOT / "docs" / "doors.md").read_text().partition("## Our own client, gRPC")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    return await printed(folder, "-c", code.replace("127.0.0.1:50051", address))
+
+
+async def printed(folder: pathlib.Path, *arguments: str, typed: str = "") -> str:
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, cwd=folder, stdin=pipe, stdout=pipe, stderr=pipe
+    )
     out, error = await process.communicate(typed.encode())
     assert process.returncode == 0, error.decode()
     return out.decode()
@@ -58,13 +70,13 @@ def test_an_example_is_short_and_stands_on_the_client(name: str) -> None:
 
 
 def test_what_the_examples_tell_a_model_it_reads(tmp_path: pathlib.Path) -> None:
-    spoken, chat, journals = tmp_path / "user.wav", tmp_path / "chat.txt", tmp_path / "journals"
+    spoken, chat, journals = tmp_path / "you.wav", tmp_path / "chat.txt", tmp_path / "journals"
     noise = bursts(3.0, seed=1)
     sound.write_sound(spoken, noise.mono(), noise.sample_rate)
     chat.write_text("0.4:seven up\n2.0:eight up\n")
 
     async def scenario() -> tuple[str, ...]:
-        settings = ServerSettings(slots=4, journal_dir=journals, faster_than_real_time=True)
+        settings = ServerSettings(slots=5, journal_dir=journals, faster_than_real_time=True)
         server = Server(fake_bundle(tmp_path), settings)
         address = f"127.0.0.1:{await server.start()}"
         try:
@@ -80,17 +92,20 @@ def test_what_the_examples_tell_a_model_it_reads(tmp_path: pathlib.Path) -> None
                 example("copilot", address, f"--wav={spoken}", "--noreal_time", f"--chat={chat}"),
                 example("copilot", address, f"--wav={spoken}", "--chat=-", typed="nine all\n"),
                 example("roleplay", address, f"--wav={spoken}", "--noreal_time", "--persona=be a pirate"),
+                sample(tmp_path, address),
             )
         finally:
             await server.stop(0.0)
 
-    coach, copilot, live, _ = asyncio.run(asyncio.wait_for(scenario(), 120))
+    coach, copilot, live, _, own = asyncio.run(asyncio.wait_for(scenario(), 120))
     # This model says a number after each burst of noise, a second apart; and of what it is told the first word.
     assert re.search(r"coach: \w+\n.*correction: five please\n(.*\n)*.*coach: five\n", coach), coach
     assert re.search("^ *0[.]. s  .*seven", copilot, re.MULTILINE) and "eight" in copilot, copilot
     assert "nine" in live
     said = [[text for _, text in session] for session in told(journals, "instructions")]
     assert ["be a pirate"] in said and ["You are a coach. Count every repetition aloud."] in said
+    assert re.search("^model: +one\n(.*\n)*model: +two$", own, re.MULTILINE), own
+    assert np.abs(soundfile.read(tmp_path / "reply.wav")[0]).max() > 0.01
     both, _ = soundfile.read(tmp_path / "coach.wav")
     assert (np.abs(both).max(axis=0) > 0.01).all(), "the user on the left, the coach on the right"
 
