@@ -175,8 +175,8 @@ async def converse(
       journal: written as events come in.
       observe: called with each of them, before it is written.
       microphone: live sound (16-bit mono at the script's rate) instead of the script's; its end is the session's.
-      asides: what comes up while the conversation goes on, sent as it is put there; what is put there after the script's
-        end is not. Not in real time a client is far ahead of the replies, and the end comes early.
+      asides: what comes up while the conversation goes on, sent as it is put there, until the script's end.
+        Where that is not in real time it comes long before the last replies.
       recording: filled with what comes back; however the session ends, it holds what was until then.
 
     Raises:

@@ -51,9 +51,9 @@ async def send(
     sounds: Iterator[Timed] | AsyncIterator[bytes],
     pictures: Iterator[Timed],
     texts: Iterator[Timed],
-    asides: asyncio.Queue[Any] | None,
     end_s: float,
     sent: Callable[[float], None],
+    asides: asyncio.Queue[Any] | None = None,
 ) -> None:
     """Sends everything, then says that no more will come.
 
@@ -66,9 +66,9 @@ async def send(
       sounds: pieces of sound, or what a microphone hears; the microphone's end is that of the session.
       pictures: may take long to make: they are made in a thread, at most `WINDOW` ahead.
       texts: what is typed.
-      asides: what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
       end_s: session time at which the input is closed (not with a microphone).
       sent: called with the session time up to which sound has been sent.
+      asides: what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
     """
     one_at_a_time = asyncio.Lock()
 
