@@ -3,9 +3,9 @@
     python -m examples.roleplay --wav=hello.wav --video=wave.mp4 --persona="You are a shy ghost. Answer in a word."
     python -m examples.roleplay --mic --camera=/dev/video0 --persona=@ghost.txt --name=Ghost
 
-The persona is the session's instructions, which the model is given before anything else. When it speaks though nobody has
-just said anything, it has reacted to what it saw; the first time, a stage direction (`--direction`) is given to it as
-further instructions, while the play goes on.
+The persona is the session's instructions, which the model is given before anything else. When it speaks though nobody
+has just said anything, it has reacted to what it saw; the first time, a stage direction (`--direction`) is given to it
+as further instructions, while the play goes on.
 
 What the shipped tiny model can do of it: it answers "hello", "good morning" and "how are you", and once it was asked to
 "count the repetitions" it reacts to each gesture, such as raised arms, with its number. It was not taught to follow
