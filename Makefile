@@ -2,8 +2,8 @@
 # libraries could break, with constraints-newest.txt, in an environment of its own. make beam: what launch.prepare_corpus
 # runs in; make test-beam: its tests. make clients: other people's clients of the web door, in an environment of their
 # own; make test-clients: they talk with our server. make test-tpu: what the TPU compiler makes of the programs, on any
-# machine. make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. All need
-# Python >= 3.11, git and make.
+# machine. make test-browser: the page in a Chromium, which must be installed, and a proxy before the server. make docs:
+# the API reference, of docstrings. All need Python >= 3.11, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 NEWEST_VENV ?= $(VENV)-newest
@@ -21,7 +21,7 @@ export JAX_PLATFORMS ?= cpu
 NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/model/test_batch_invariance.py \
   tests/model/test_kernels.py tests/checkpoint tests/train/test_run.py tests/serve/test_end_to_end.py
 
-.PHONY: demo test test-newest beam test-beam clients test-clients test-tpu test-browser lint format types clean
+.PHONY: demo test test-newest beam test-beam clients test-clients test-tpu test-browser docs lint format types clean
 
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
@@ -47,6 +47,10 @@ test-tpu: $(TPU_VENV)/.tpu
 
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs
+	$(BIN)/pdoc --docformat google --output-directory out/docs tml_jax pallas_kernels
+	@echo "The API reference is in out/docs/index.html."
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -78,6 +82,10 @@ $(VENV)/.test: $(VENV)/.base
 
 $(VENV)/.browser: $(VENV)/.test
 	$(PIP) install -c constraints.txt -e '.[browser]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.base
+	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

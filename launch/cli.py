@@ -71,9 +71,9 @@ def _guarded(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
-    started = pathlib.Path(sys.argv[0])
-    command = started.parent.name if started.stem == "__main__" else started.stem
-    print(f"launch.{command}: {sentence}", file=sys.stderr)
+    started = pathlib.Path(sys.argv[0]).absolute().with_suffix("")
+    command = started.parent if started.name == "__main__" else started
+    print(f"{command.parent.name}.{command.name}: {sentence}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -16,6 +16,7 @@ MIB = 1 << 20
 # don't know each other.
 FLOORS = (
     ("tests",),
+    ("examples",),
     ("launch", "configs"),
     ("tml_jax.perf", "tml_jax.eval"),
     ("tml_jax.serve",),
@@ -109,7 +110,24 @@ def test_no_machine_and_no_registry_is_named():
     assert not found
 
 
-PINS = {"constraints.txt": {"tpu", "test", "browser", "telemetry", "dev", "speech"}, "constraints-newest.txt": {"test"}}
+def test_links_lead_somewhere():
+    """Those of the repository's own texts to its files, and to headings in them."""
+    dead = []
+    for page in (p for p in tracked() if p.suffix == ".md"):
+        for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", text(page)):
+            name, _, heading = link.partition("#")
+            there = page.parent / name if name else page
+            titles = re.findall(r"^#+ (.+)$", text(there), re.MULTILINE) if there.is_file() and heading else []
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+            if not there.exists() or (heading and heading not in anchors):
+                dead.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not dead
+
+
+PINS = {
+    "constraints.txt": {"tpu", "test", "browser", "telemetry", "docs", "dev", "speech"},
+    "constraints-newest.txt": {"test"},
+}
 
 
 def constraints(file):

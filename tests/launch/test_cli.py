@@ -13,7 +13,7 @@ from absl import flags
 from launch import cli
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMMANDS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if p.stem not in ("__init__", "cli"))
+COMMANDS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if p.stem not in ("__init__", "cli", "reach"))
 
 
 @pytest.fixture

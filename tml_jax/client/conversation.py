@@ -92,7 +92,33 @@ class Script:
     def typed(self) -> Iterator[sending.Timed]:
         """The typed texts."""
         for time_s, text in sorted(self.texts, key=lambda one: one[0]):
-            yield time_s, protos.ConverseRequest(text=protos.TextInput(text=text))
+            yield time_s, Typed(text).request()
+
+
+@dataclasses.dataclass(frozen=True)
+class Typed:
+    """Text that the user types while the conversation goes on."""
+
+    text: str
+
+    def request(self) -> Any:
+        """As a `ConverseRequest`."""
+        return protos.ConverseRequest(text=protos.TextInput(text=self.text))
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the model should know, neither said nor typed by the user: further instructions.
+
+    With `to_say` it is what this client's own background model found, and the model says it, in its own words.
+    """
+
+    text: str
+    to_say: bool = False
+
+    def request(self) -> Any:
+        """As a `ConverseRequest`."""
+        return protos.ConverseRequest(context=protos.ContextInput(text=self.text, to_say=self.to_say))
 
 
 def _video_frame(frame: np.ndarray) -> Any:
@@ -136,6 +162,7 @@ async def converse(
     journal: Journal | None = None,
     observe: Callable[[events.Event], None] = lambda event: None,
     microphone: AsyncIterator[bytes] | None = None,
+    asides: asyncio.Queue[Typed | Context] | None = None,
     recording: Recording | None = None,
 ) -> Recording:
     """Holds one conversation.
@@ -148,6 +175,8 @@ async def converse(
       journal: written as events come in.
       observe: called with each of them, before it is written.
       microphone: live sound (16-bit mono at the script's rate) instead of the script's; its end is the session's.
+      asides: what comes up while the conversation goes on, sent as it is put there, until the script's end.
+        Where that is not in real time it comes long before the last replies.
       recording: filled with what comes back; however the session ends, it holds what was until then.
 
     Raises:
@@ -173,6 +202,7 @@ async def converse(
                         sounds=microphone or script.sounds(chunk_ms),
                         pictures=script.pictures(event.stream, recording.thumbnails),
                         texts=script.typed(),
+                        asides=asides,
                         end_s=end_s,
                         sent=lambda time_s: listener.sent(time_s),
                     )

@@ -53,6 +53,7 @@ async def send(
     texts: Iterator[Timed],
     end_s: float,
     sent: Callable[[float], None],
+    asides: asyncio.Queue[Any] | None = None,
 ) -> None:
     """Sends everything, then says that no more will come.
 
@@ -67,6 +68,7 @@ async def send(
       texts: what is typed.
       end_s: session time at which the input is closed (not with a microphone).
       sent: called with the session time up to which sound has been sent.
+      asides: what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
     """
     one_at_a_time = asyncio.Lock()
 
@@ -82,6 +84,18 @@ async def send(
                 if request.HasField("audio"):
                     sent(time_s)
 
+    async def interject() -> None:
+        while asides is not None:
+            await write((await asides.get()).request())
+
+    async def send_all() -> None:
+        if pace.real_time:
+            await _while_it_lasts(speak(), send_timed(made_ahead(pictures, WINDOW)), send_timed(_each(texts)))
+        else:
+            assert not isinstance(sounds, AsyncIterator), "a microphone hears in real time"
+            merged = heapq.merge(sounds, pictures, texts, key=lambda timed: timed[0])
+            await send_timed(made_ahead(merged, WINDOW))
+
     async def speak() -> None:
         if isinstance(sounds, AsyncIterator):
             async for pcm in sounds:
@@ -90,12 +104,7 @@ async def send(
             await send_timed(_each(sounds))
             await pace.wait(end_s)
 
-    if pace.real_time:
-        await _while_it_lasts(speak(), send_timed(made_ahead(pictures, WINDOW)), send_timed(_each(texts)))
-    else:
-        assert not isinstance(sounds, AsyncIterator), "a microphone hears in real time"
-        merged = heapq.merge(sounds, pictures, texts, key=lambda timed: timed[0])
-        await send_timed(made_ahead(merged, WINDOW))
+    await _while_it_lasts(send_all(), interject())
     await write(protos.ConverseRequest(close=protos.CloseInput()))
     await call.done_writing()
 
