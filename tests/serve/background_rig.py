@@ -13,7 +13,7 @@ import uvicorn
 from tml_jax.serve.background.actor import BackgroundActor, TaskEvent
 from tml_jax.serve.background.backend import Answer, Desk, Tool
 from tml_jax.serve.background.context import Said, Timeline
-from tml_jax.serve.background.mind import Limits, Mind
+from tml_jax.serve.background.mind import FixedTools, Limits, Mind
 from tml_jax.wire import events
 
 LISTEN, SPEAK = events.Decision.LISTEN, events.Decision.SPEAK
@@ -124,24 +124,11 @@ def play(
     backend = Scripted(answer)
 
     async def run() -> None:
-        async with asyncio.timeout(90), rig(Mind(backend, [Shelf(tools)], Limits(**limits))) as made:
+        async with asyncio.timeout(90), rig(Mind(backend, [FixedTools(tools)], Limits(**limits))) as made:
             await scenario(made)
 
     asyncio.run(run())
     return backend
-
-
-class Shelf:
-    """A source of fixed tools."""
-
-    def __init__(self, tools: tuple[Tool, ...]) -> None:
-        self.tools = tools
-
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 async def at_once(desk: Desk) -> Answer:

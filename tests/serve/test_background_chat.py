@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serve.background_rig import SPEAK, Bank, Rig, Shelf, http_server, rig
+from tests.serve.background_rig import SPEAK, Bank, Rig, http_server, rig
 from tests.serve.chat_server import ChatServer, Reply
 from tml_jax.serve.background.backend import Tool
 from tml_jax.serve.background.chat import Chat, ChatSettings, mark
 from tml_jax.serve.background.embedded import calculator_tool
-from tml_jax.serve.background.mind import Limits, Mind
+from tml_jax.serve.background.mind import FixedTools, Limits, Mind
 
 
 def last(messages: list[dict[str, Any]]) -> str:
@@ -43,7 +43,7 @@ def test_a_chat_model_reads_the_conversation_uses_a_tool_and_answers_in_streams(
 
     async def scenario(url: str) -> None:
         async with rig(
-            Mind(Chat(settings(url, pictures=True, instructions="Be kind.")), [Shelf((calculator_tool(),))])
+            Mind(Chat(settings(url, pictures=True, instructions="Be kind.")), [FixedTools((calculator_tool(),))])
         ) as c:
             c.timeline.picture = np.full((40, 40, 3), 200, np.uint8)
             c.tell(heard=" what is twelve times seven")
@@ -165,7 +165,7 @@ def test_fifty_poisoned_results_cause_no_forbidden_call() -> None:
         # The user is asked, and has better things to say.
         mutter: Iterator[str] = itertools.cycle(["", "yeah", "hm okay", "what", "no", "right"])
         limits = Limits(confirm_s=0.15)
-        async with rig(Mind(Chat(settings(url)), [Shelf((mail, bank.tool()))], limits)) as c:
+        async with rig(Mind(Chat(settings(url)), [FixedTools((mail, bank.tool()))], limits)) as c:
             for number in range(len(POISON)):
                 c.typed("yes, read me the mail")  # a yes, but to something else
                 c.delegate()
@@ -199,7 +199,7 @@ def test_the_same_call_is_made_where_the_user_wants_it() -> None:
 
     async def scenario(url: str) -> None:
         limits = Limits(confirm_s=30)
-        async with rig(Mind(Chat(settings(url)), [Shelf((mail, bank.tool()))], limits)) as c:
+        async with rig(Mind(Chat(settings(url)), [FixedTools((mail, bank.tool()))], limits)) as c:
             c.delegate()
             await c.until(lambda: bool(c.said))
             for _ in range(3):

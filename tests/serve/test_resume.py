@@ -398,6 +398,9 @@ def test_a_session_s_limits_are_told_in_one_sentence(engine, run, monkeypatch) -
             async with OneServer(engine, **limit) as server, client.connect(server.address) as channel:
                 requests = (CONFIG, sound(0), sound(3200)) if limit else ()
                 found.append(await refusal(await call(channel, *requests)))
+        async with OneServer(engine, most_bytes=3) as server, client.connect(server.address) as channel:
+            context = protos.ConverseRequest(context=protos.ContextInput(text="four"))
+            found.append(await refusal(await call(channel, CONFIG, context)))
         return found
 
     assert run(scenario()) == [
@@ -405,4 +408,5 @@ def test_a_session_s_limits_are_told_in_one_sentence(engine, run, monkeypatch) -
         (grpc.StatusCode.DEADLINE_EXCEEDED, "This session has lasted 0.2 s, as long as it may."),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "For 0.1 s nothing was sent or said, so the session was ended."),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "No first message came within 0.1 s."),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "This session has sent 3 bytes, as much as it may."),
     ]

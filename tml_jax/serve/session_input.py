@@ -165,6 +165,7 @@ class SessionInput:
         Raises BadInputError for what cannot be taken, also where the model has too much to read already.
         """
         text = intake.check_text(text)
+        self._count_input(len(text))
         self._check_open("text")
         if self._inbox.waiting_text + 1 + len(self._tokenizer.encode(" " + text)) > self._max_text:
             seconds = f"{self._settings.max_text_ms / 1000:g}"

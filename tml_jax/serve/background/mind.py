@@ -57,6 +57,20 @@ class ToolSource(Protocol):
         """Called once after the last task."""
 
 
+class FixedTools:
+    """Tools that are always there."""
+
+    def __init__(self, tools: tuple[Tool, ...]) -> None:
+        """A source of these."""
+        self.tools = tools
+
+    async def start(self) -> None:
+        """Nothing to do."""
+
+    async def close(self) -> None:
+        """Nothing to do."""
+
+
 class Mind:
     """Works out what sessions hand over. Thread-safe; the thread begins with the first task, or with `start`.
 

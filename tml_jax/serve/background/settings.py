@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from tml_jax.serve.background.backend import Backend, Tool
+from tml_jax.serve.background.backend import Backend
 from tml_jax.serve.background.chat import Chat, ChatSettings
 from tml_jax.serve.background.documents import Documents
 from tml_jax.serve.background.embedded import Embedded, calculator_tool
 from tml_jax.serve.background.mcp_tools import McpServer, McpSettings
-from tml_jax.serve.background.mind import Limits, Mind, ToolSource
+from tml_jax.serve.background.mind import FixedTools, Limits, Mind, ToolSource
 from tml_jax.serve.background.sandbox import Sandbox, SandboxSettings
 from tml_jax.serve.background.web_search import WebSearch, WebSearchSettings
 
@@ -98,26 +98,13 @@ def build(settings: BackgroundSettings) -> Mind:
     if settings.chat is None:
         return Mind(Embedded(documents), limits=limits)
     backend: Backend = Chat(_chat(settings.chat))
-    sources: list[ToolSource] = [_Fixed((calculator_tool(), *([documents.tool()] if documents else [])))]
+    sources: list[ToolSource] = [FixedTools((calculator_tool(), *([documents.tool()] if documents else [])))]
     sources += [McpServer(server, limits.tool_deadline_s) for server in settings.mcp]
     if settings.web_search is not None:
         sources.append(WebSearch(settings.web_search, limits.tool_deadline_s))
     if settings.python is not None:
         sources.append(Sandbox(settings.python, limits.tool_output))
     return Mind(backend, sources, limits)
-
-
-class _Fixed:
-    """Tools that are always there."""
-
-    def __init__(self, tools: tuple[Tool, ...]) -> None:
-        self.tools = tools
-
-    async def start(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 def _chat(given: ChatFile) -> ChatSettings:
