@@ -41,6 +41,9 @@ def test_a_log_is_read_back_to_its_last_whole_record(tmp_path: pathlib.Path) -> 
         assert [block.tokens for block in kept.blocks] == [(k,) for k in range(3 + (size >= first))], size
         assert kept.blocks[0].notes == blocks[0].notes and np.array_equal(kept.blocks[2].levels, blocks[2].levels)
         log.close(forget=False)
+    changed = bytearray(whole)
+    changed[first + 100] ^= 1
+    assert unpack(bytes(changed))[1] == first, "a record that was changed ends what is read"
     log, kept = SessionLog.open(tmp_path / "a")
     log.save(3, {"turn": 3})
     log.close(forget=False)
