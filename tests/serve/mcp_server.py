@@ -1,7 +1,8 @@
 """A program that speaks just enough of MCP over its standard input and output, and can misbehave in every way.
 
 Its tools: `echo`, `die` (is killed in the middle of a call), `hang`, `babble` (prints rubbish beside its answer),
-`fork` (leaves processes that hold its output open, and dies), `flood` (says 20 MB), `pid`.
+`fork` (leaves processes that hold its output open, and dies), `flood` (says 20 MB), `pid`, `nap` (answers
+after half a second).
 """
 
 import json
@@ -10,7 +11,7 @@ import signal
 import sys
 import time
 
-TOOLS = ("echo", "die", "hang", "babble", "fork", "flood", "pid")
+TOOLS = ("echo", "die", "hang", "babble", "fork", "flood", "pid", "nap")
 
 
 def send(message: dict) -> None:
@@ -33,6 +34,8 @@ def call(name: str, arguments: dict) -> str:
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "hang":
         time.sleep(600)
+    if name == "nap":
+        time.sleep(0.5)
     if name == "babble":
         print("Loading the model... 100%\n{not json}\n\x00\xff" + "=" * 10_000, flush=True)
     if name == "fork":

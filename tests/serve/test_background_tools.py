@@ -79,11 +79,7 @@ def test_a_server_that_is_killed_in_a_call_is_started_again() -> None:
         assert first != second
         os.kill(second, 9)  # between two calls
         await dies([second])
-        answers = []
-        for _ in range(2):  # the first may be the one that notices
-            with contextlib.suppress(Exception):
-                answers.append(await use(server, "echo", text="and again"))
-        assert answers[-1] == "and again"
+        assert await use(server, "echo", text="and again") == "and again"
         last = int(await use(server, "pid"))
         await server.close()
         await dies([first, second, last])
@@ -102,6 +98,18 @@ def test_a_server_that_hangs_costs_its_deadline_and_is_ended() -> None:
         await dies([pid])
 
     with_server(scenario)
+
+
+def test_a_call_that_is_given_up_leaves_the_server_to_the_others() -> None:
+    async def scenario(server: McpServer) -> None:
+        pid = await use(server, "pid")
+        call = asyncio.create_task(use(server, "nap"))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        assert await use(server, "pid") == pid
+        assert server.starts == 1
+
+    with_server(scenario, call_s=5.0)
 
 
 def test_rubbish_on_the_output_of_a_server_is_passed_over() -> None:
@@ -185,7 +193,7 @@ def test_what_a_server_says_of_its_tools_is_not_believed() -> None:
         server = McpServer(McpSettings("t", (sys.executable, SCRIPT), harmless=("echo",)), 1.0)
         await server.start()
         assert {tool.name for tool in server.tools if not tool.consequential} == {"t_echo"}
-        assert len(server.tools) == 7
+        assert len(server.tools) == 8
         await server.close()
 
     asyncio.run(run())

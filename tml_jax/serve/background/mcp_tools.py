@@ -97,6 +97,8 @@ class McpServer:
         Raises:
           ConnectionError: it is down.
         """
+        if self._ended():  # between two calls; what it met is not the fault of this one
+            await self._stop()
         if self._life is None or self._life.done():
             wait_s = self._started_s + RETRY_S - time.monotonic()
             if wait_s > 0:
@@ -123,10 +125,8 @@ class McpServer:
                 listed = await session.list_tools()
                 self._tools = tuple(self._tool(tool) for tool in listed.tools[:MAX_TOOLS])
                 client.set_result(session)
-                while True:  # a server that died is noticed between calls, too
+                while not self._ended():  # one that died is cleared away between calls, too
                     await asyncio.sleep(_PING_S)
-                    if self._settings.command and not self._alive():
-                        raise ConnectionError("it has ended")
         except BaseException as error:
             if not client.done():
                 reason = _first(error)
@@ -200,21 +200,25 @@ class McpServer:
             # A server that dies answers nothing; its life ends.
             await asyncio.wait({call, life}, timeout=self._call_s, return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
-                hung = not life.done()
-                await self._stop()
-                raise ConnectionError(f"{self._settings.name} {'does not answer' if hung else 'has died'}")
-            result = call.result()
-        except BaseException as error:
-            call.cancel()
-            if not isinstance(error, ConnectionError) and (
-                isinstance(error, asyncio.CancelledError) or not self._alive_or_remote()
+                raise ConnectionError(f"{self._settings.name} {'has died' if life.done() else 'does not answer'}")
+            return _text(call.result())
+        except Exception as error:
+            # A refusal leaves the server as it is. Its output is closed before its process is gone: a server that
+            # dies may look alive for a moment.
+            types = self._mcp.types
+            if not isinstance(error, self._mcp.MCPError) or error.code in (
+                types.CONNECTION_CLOSED,
+                types.REQUEST_TIMEOUT,
             ):
                 await self._stop()
             raise
-        return _text(result)
+        finally:
+            call.cancel()  # a call that its session gave up is not the end of the others'
 
-    def _alive_or_remote(self) -> bool:
-        return bool(self._settings.url) or self._alive()
+    def _ended(self) -> bool:
+        """Whether the program of a life that goes on is gone."""
+        started = self._client is not None and self._client.done() and not self._client.exception()
+        return started and bool(self._settings.command) and not self._alive()
 
 
 def _text(result: Any) -> str:
