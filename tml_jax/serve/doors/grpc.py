@@ -270,6 +270,8 @@ async def _take(session: Session, request: Any) -> None:
             await session.push_text(request.text.text, _offset(request.text))
         case "context":
             session.push_context(request.context.text, to_say=request.context.to_say)
+        case "played":
+            session.played(request.played.epoch, request.played.until_ms)
         case "close":
             await session.close_input()
         case "received":

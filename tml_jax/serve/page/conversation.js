@@ -164,6 +164,11 @@ export class Conversation {
     this.#write("context", { text, to_say: toSay });
   }
 
+  // What was heard of speech that the user cut short.
+  played(value) {
+    this.#write("played", value);
+  }
+
   // The user says no more; the model finishes what it is saying.
   close() {
     this.#send("close", {});
