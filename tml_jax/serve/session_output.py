@@ -146,7 +146,11 @@ class SessionOutput(SessionInput):
         """
         cut, end_s = self._cut
         if epoch == cut:
-            self._said.unsay(until_ms / 1000, end_s)
+            self.unsay(until_ms, round(end_s * 1000))
+
+    def unsay(self, start_ms: int, end_ms: int) -> None:
+        """The words whose sound begins in this session time were not heard: the background model is not told them."""
+        self._said.unsay(start_ms / 1000, end_ms / 1000)
 
     def _count(self, event: events.Turn) -> None:
         self._turn = event.turn
