@@ -1,4 +1,4 @@
-"""Speech that the user cut short: what its client says it has played of it counts as said, and the rest does not."""
+"""What a client alone knows: how much it has played of speech that was cut short, and who answers questions."""
 
 import asyncio
 from collections.abc import Callable
@@ -77,6 +77,24 @@ def test_what_was_not_played_was_not_said(
         1: 1,
     }.items()
     assert "".join(event.text for event in told if isinstance(event, events.Words))[:14] == " one two three", "as told"
+
+
+def test_the_server_s_background_model_is_not_asked_where_the_client_has_one(serving: Callable, run: Callable) -> None:
+    async def scenario(own: bool) -> list[events.Event]:
+        async with serving() as server, client.connect(server.address) as channel:
+            call, told = protos.converse_method(channel)(), list[events.Event]()
+            config = protos.SessionConfig(sends_audio=True, client_background=own)
+            for request in (protos.ConverseRequest(config=config), text("what is that"), SILENCE, SILENCE):
+                await call.write(request)
+            await call.write(protos.ConverseRequest(close=protos.CloseInput()))
+            while not told or not isinstance(told[-1], events.Ended):
+                told.append(messages.to_event(await call.read()))
+            return told
+
+    for own in (True, False):
+        told = run(scenario(own))
+        assert any(isinstance(event, events.Turn) and event.decision is events.Decision.DELEGATE for event in told)
+        assert any(isinstance(event, events.Background) for event in told) is not own
 
 
 def test_only_the_model_s_words_of_that_time_are_taken_back() -> None:

@@ -30,7 +30,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How much there is of a client's input: samples of each channel, pictures, typed texts; whether it was closed."""
+    """How much there is of a client's input: samples of each channel, pictures, texts; whether it was closed."""
 
     sound: int = 0
     frames: int = 0
