@@ -5,6 +5,7 @@ Of too few events nothing is told: a figure is an `Estimate`, or `Hidden`, which
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -77,14 +78,14 @@ def macro_mean(classes: Mapping[str, Sequence[float]], seed: int = 0) -> Figure:
     """The mean of the means of classes; events are drawn within their class."""
     values = tuple(np.asarray(of, float) for of in classes.values() if len(of))
 
-    def statistic(*of: np.ndarray, axis: int) -> np.ndarray:
+    def statistic(*of: np.ndarray, axis: int) -> Any:
         return np.mean([np.mean(x, axis=axis) for x in of], axis=0)
 
     return _estimate(values, sum(map(len, values)), statistic, seed)
 
 
 def _estimate(
-    data: tuple[np.ndarray, ...], events: int, statistic: Callable[..., np.ndarray], seed: int, paired: bool = False
+    data: tuple[np.ndarray, ...], events: int, statistic: Callable[..., Any], seed: int, paired: bool = False
 ) -> Figure:
     if events < FEWEST:
         return Hidden(events)
