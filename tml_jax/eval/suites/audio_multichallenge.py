@@ -1,14 +1,14 @@
-"""Audio MultiChallenge: is the last reply of a spoken conversation right by its rubrics? (Gosai et al., arXiv 2512.14865).
+"""Audio MultiChallenge: is the last reply of a spoken conversation right by its rubrics?
 
-The data is ``ScaleAI/audiomc`` on Hugging Face, parquet; this reads JSON lines of its text columns: ``id``, ``axis``,
-``rubric`` (a list, or a list written as JSON) and, for k from 1 on, ``user_turn_K_transcript`` and
-``assistant_turn_K_transcript``. docs/bench_suites.md has the line that writes them.
+The benchmark is Gosai et al., arXiv 2512.14865. The data is ``ScaleAI/audiomc`` on Hugging Face, parquet; this reads
+JSON lines of its text columns: ``id``, ``axis``, ``rubric`` (a list, or a list written as JSON) and, for K from 1 on,
+``user_turn_K_transcript`` and ``assistant_turn_K_transcript``. docs/bench_suites.md has the line that writes them.
 
 The published protocol gives the model the earlier turns, the user's as sound and the assistant's as text, and has it
 reply to the last one; a language model (o4-mini) then says of each rubric whether that reply meets it. APR, the average
 pass rate, is the share of conversations of which every rubric is met; ARS, the average rubric score, the mean over
-conversations of the share of their rubrics that are. A duplex model cannot be given somebody else's words as its own: one
-that talked through the conversation was asked something else, and its figures are not comparable.
+conversations of the share of their rubrics that are. A duplex model cannot be given somebody else's words as its own:
+one that talked through the conversation was asked something else, and its figures are not comparable.
 """
 
 import dataclasses

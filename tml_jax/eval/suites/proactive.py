@@ -1,8 +1,8 @@
 """ProactiveVideoQA: does it say what is to be seen, as soon as it can be seen? (Wang et al., 2025, arXiv 2507.09313).
 
-The annotation file is the published ``TASK/anno.json`` of each of the tasks WEB, EGO, TV and VAD: a list of objects with
-``question_id``, ``video``, ``conversation`` (what the user asks first) and ``answer``, a list of turns with ``content``,
-``related_timespan`` (in which it can be seen) and ``reply_timespan`` (in which a reply counts), seconds.
+The annotation file is the published ``TASK/anno.json`` of each of the tasks WEB, EGO, TV and VAD: a list of objects
+with ``question_id``, ``video``, ``conversation`` (what the user asks first) and ``answer``, a list of turns with
+``content``, ``related_timespan`` (in which it can be seen) and ``reply_timespan`` (in which a reply counts), seconds.
 
 PAUC, of one turn: its replies inside the reply's time span are judged in order, each together with those before it, by
 a judge that gives 0, 1 or 2 points (0.5 before anything was said). The points are a step function of time; its area

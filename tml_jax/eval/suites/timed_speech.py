@@ -4,8 +4,8 @@ Both are Thinking Machines' own ("Interaction Models", May 2026). TimeSpeak: the
 in and out every 4 seconds"). CueSpeak: the user sets a cue, and the model speaks at it, if need be while the user does.
 What is published, as far as it could be looked up: a response has credit only where both its content and its time are
 right, content is judged by a language model, and TimeSpeak's figure is a macro accuracy. Not published: the data, how
-wide the time window is, and what the mean is taken over. So cases, windows and categories here are whoever's that writes
-the file, and figures of one file cannot be compared with theirs.
+wide the time window is, and what the mean is taken over. So cases, windows and categories here are whoever's that
+writes the file, and its figures cannot be compared with theirs.
 
 The file has JSON lines: ``{"id": "breathe-1", "category": "repeated", "expect": [{"say": ["breathe in"], "from": 8.0,
 "to": 8.6}, ...]}``; times are seconds of the session, ``say`` lists wordings of which one is enough, and ``{"never":
