@@ -158,20 +158,24 @@ def test_the_sound_is_in_the_page(rate, channels):
 def test_a_timeline_is_to_scale():
     drawn = ET.fromstring(report.timeline(a_case("best", EVIL)))
     tag = "{http://www.w3.org/2000/svg}"
-    boxes = [tuple(round(float(box.get(k) or 0) / 90, 2) for k in ("x", "width")) for box in drawn.iter(tag + "rect")]
-    assert boxes == [(0.5, 1.0), (2.0, 1.0), (4.0, 1.5), (1.5, 0.6), (4.0, 0.1), (5.0, 1.0)]
+    zero = float(drawn.attrib["width"]) - 6 * 90  # the case has 6 s
+    boxes = [
+        ((float(box.attrib["x"]) - zero) / 90, float(box.attrib["width"]) / 90) for box in drawn.iter(tag + "rect")
+    ]
+    wanted = [(0.5, 1.0), (2.0, 1.0), (4.0, 1.5), (1.5, 0.6), (4.0, 0.1), (5.0, 1.0)]
+    assert np.array(boxes) == pytest.approx(np.array(wanted))
     colours = [box.get("fill") for box in drawn.iter(tag + "rect")]
     assert colours == [report.USER, report.MODEL, report.MODEL, report.MET, report.MISSED, report.UNTOLD]
-    words = [(float(word.get("x") or 0) / 90, word.text) for word in drawn.iter(tag + "text")]
-    assert {(0.5, EVIL), (1.0, "now"), (2.0, EVIL)} <= set(words)
-    assert drawn.get("width") == "540"
+    words = {((float(word.attrib["x"]) - zero) / 90, word.text) for word in drawn.iter(tag + "text")}
+    assert {(0.5, EVIL), (1.0, "now"), (2.0, EVIL)} <= words
+    assert {"user", "model", "expected", "0 s", "6 s"} <= {text for _, text in words}
 
 
 def test_a_long_case_is_cut_and_says_so():
     case = Case("a", "long", 90.0, Track([(50, 70), (80, 81)], [(70.0, "late")]), Track(), [Mark(75, 76, "x", True)])
     drawn = report.timeline(case)
     assert "The first 60 s of 90 s." in drawn and "late" not in drawn
-    assert re.findall(r'<rect x="(\S+)" y="\d+" width="(\S+)"', drawn) == [("4500.0", "900.0")]
+    assert re.findall(r'<rect x="(\S+)" y="\d+" width="(\S+)"', drawn) == [("4564.0", "900.0")]
 
 
 def test_best_median_and_worst():
@@ -214,7 +218,7 @@ def test_in_a_browser(tmp_path: pathlib.Path):
             assert all(position > 0.1 for _, position in played)
             drawn = await page.evaluate("""() => [...document.querySelectorAll("svg")].map((svg) =>
                 [svg.getBoundingClientRect().width, svg.querySelectorAll("rect").length])""")
-            assert drawn == [[540, 6], [540, 6]]
+            assert drawn == [[604, 6], [604, 6]]
             assert await page.evaluate("document.scripts.length + document.images.length") == 0
             assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             await page.screenshot(path=tmp_path / "report.png", full_page=True)

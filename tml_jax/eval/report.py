@@ -22,7 +22,7 @@ from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Figure, Hidden
 USER, MODEL, MET, MISSED, UNTOLD = "#1f7a8c", "#c8553d", "#2a8f5b", "#d62828", "#9aa5ad"
 LONGEST_S = 60.0
 """Of a longer case the timeline shows the beginning."""
-_SECOND = 90  # px
+_LEFT, _SECOND = 64, 90  # px: the names of the lanes, and a second
 _LANE, _WORD, _TOP = 18, 13, 22  # px
 _WORD_ROWS = 3  # words stand in turn on this many lines, so that they do not run into each other
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
@@ -261,7 +261,7 @@ def _bar(row: Row) -> str:
 def _suite(suite: Suite) -> str:
     rows = "".join(
         f'<tr><th scope="row">{_text(row.name)}</th><td class="number">{_figure(row.figure, row.unit)}</td>'
-        f'<td>{_bar(row)}</td><td class="note">{_text(row.note)}</td></tr>'
+        f'<td class="number">{_bar(row)}</td><td class="note">{_text(row.note)}</td></tr>'
         for row in suite.rows
     )
     table = (
@@ -342,15 +342,17 @@ def timeline(case: Case) -> str:
     lane_height = _LANE + _WORD_ROWS * _WORD + 10
     marks_top = _TOP + len(lanes) * lane_height
     height = marks_top + (_LANE if case.marks else 0)
-    width = round(length * _SECOND)
+    width = round(_x(length))
     parts = [_tick(second, height) for second in range(int(length) + 1)]
     for i, (name, track, colour) in enumerate(lanes):
         parts += _lane(name, track, colour, _TOP + i * lane_height, length)
+    if case.marks:
+        parts.append(_name("expected", marks_top))
     for mark in case.marks:
         if mark.start_s < length:
             colour = UNTOLD if mark.met is None else MET if mark.met else MISSED
             title = f"{_text(mark.text)}: {_verdict(mark.met)}"
-            box = _box(mark.start_s, max(mark.end_s, mark.start_s + 0.1), marks_top, 8, colour, length)
+            box = _box(mark.start_s, max(mark.end_s, mark.start_s + 0.1), marks_top + 2, 10, colour, length)
             parts.append(f"<g><title>{title}</title>{box}</g>")
     note = "" if case.duration_s <= LONGEST_S else f" The first {LONGEST_S:.0f} s of {case.duration_s:.0f} s."
     return (
@@ -359,24 +361,32 @@ def timeline(case: Case) -> str:
     )
 
 
+def _x(time_s: float) -> float:
+    return _LEFT + max(0.0, time_s) * _SECOND
+
+
+def _name(name: str, top: int) -> str:
+    return f'<text x="0" y="{top + 11}">{name}</text>'
+
+
 def _tick(second: int, height: int) -> str:
-    x = second * _SECOND
+    x = round(_x(second))
     return f'<line x1="{x}" x2="{x}" y1="14" y2="{height}" stroke="#e6eaed"/><text x="{x + 2}" y="11">{second} s</text>'
 
 
 def _box(start_s: float, end_s: float, top: float, height: float, colour: str, length: float) -> str:
     start, end = max(start_s, 0.0), min(end_s, length)
     return (
-        f'<rect x="{start * _SECOND:.1f}" y="{top}" width="{max(0.0, end - start) * _SECOND:.1f}" '
+        f'<rect x="{_x(start):.1f}" y="{top}" width="{max(0.0, end - start) * _SECOND:.1f}" '
         f'height="{height}" rx="2" fill="{colour}"/>'
     )
 
 
 def _lane(name: str, track: Track, colour: str, top: int, length: float) -> list[str]:
-    parts = [f"<g><title>{name}</title>"]
+    parts = [_name(name, top)]
     parts += [_box(start, end, top, _LANE - 4, colour, length) for start, end in track.sound if start < length]
     for i, (time, word) in enumerate(track.words):
         if time < length:
             y = top + _LANE + 8 + _WORD * (i % _WORD_ROWS)
-            parts.append(f'<text x="{max(0.0, time) * _SECOND:.1f}" y="{y}">{_text(word)}</text>')
-    return [*parts, "</g>"]
+            parts.append(f'<text x="{_x(time):.1f}" y="{y}">{_text(word)}</text>')
+    return parts
