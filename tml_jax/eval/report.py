@@ -80,7 +80,7 @@ PUBLISHED = {
     "timespeak": Published("TimeSpeak, macro accuracy", "64.7 %", _OWN, open=False),
     "cuespeak": Published("CueSpeak", "81.7 %", _OWN, open=False),
     "repcount_off_by_one": Published("RepCount-A, off-by-one accuracy", "35.4 %", "its test videos, played live"),
-    "proactive_pauc": Published("ProactiveVideoQA, PAUC × 100", "33.5", "its videos, and its judge"),
+    "proactive_pauc": Published("ProactiveVideoQA, PAUC × 100 (silence: 25)", "33.5", "its videos, and its judge"),
     "charades_miou": Published("Charades, temporal mIoU × 100", "32.4", "its test videos, played live"),
 }
 PUBLISHED_BY = "TML-Interaction-Small (Thinking Machines, “Interaction Models”, May 2026)"

@@ -42,8 +42,9 @@ def test_loads_the_published_columns(tmp_path, rubric):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"rubric": "Books for four"}, "“rubric” of .*line 1 is no list"),
-        ({"rubric": []}, "“rubric” of .*line 1 is no list, or an empty one"),
+        ({"rubric": "Books for four"}, "“rubric” of .*line 1 is not a list"),
+        ({"rubric": []}, "“rubric” of .*line 1 is empty"),
+        ({"rubric": '{"a": 1}'}, "“rubric” of .*line 1 is not a list"),
         ({"axis": None}, "line 1 has no “axis”"),
         ({"user_turn_1_transcript": " "}, "line 1 has no “user_turn_1_transcript”"),
     ],

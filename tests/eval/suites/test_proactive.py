@@ -39,9 +39,10 @@ def test_loads_the_published_file(tmp_path):
         ("[", "is not JSON"),
         ("{}", "is not a list"),
         (json.dumps([ENTRY, {k: v for k, v in ENTRY.items() if k != "answer"}]), "entry 1 has no “answer”"),
+        ('["a"]', "entry 0 holds 'a' where an object should be"),
         (json.dumps([ENTRY | {"conversation": []}]), "entry 0 asks nothing"),
         (
-            json.dumps([ENTRY | {"answer": [{"content": "x", "reply_timespan": [3, 1]}]}]),
+            json.dumps([ENTRY | {"answer": [{"content": "x", "related_timespan": [0, 1], "reply_timespan": [3, 1]}]}]),
             r"“reply_timespan” of .*entry 0 is \[3, 1\], not seconds \[from, to\]",
         ),
     ],

@@ -63,14 +63,14 @@ def load(path: str | pathlib.Path) -> list[Case]:
 
 
 def _case(row: dict[str, Any], where: str) -> Case:
-    rubrics = need(row, "rubric", where)
-    if isinstance(rubrics, str):
+    if isinstance(row.get("rubric"), str):
         try:
-            rubrics = json.loads(rubrics)
+            row = row | {"rubric": json.loads(row["rubric"])}
         except json.JSONDecodeError:
-            raise ValueError(f"“rubric” of {where} is no list.") from None
-    if not isinstance(rubrics, list) or not rubrics:
-        raise ValueError(f"“rubric” of {where} is no list, or an empty one.")
+            raise ValueError(f"“rubric” of {where} is not a list.") from None
+    rubrics = need(row, "rubric", where, list)
+    if not rubrics:
+        raise ValueError(f"“rubric” of {where} is empty.")
     turns: list[tuple[str, str]] = []
     k = 1
     while user := (row.get(f"user_turn_{k}_transcript") or "").strip():
@@ -82,7 +82,8 @@ def _case(row: dict[str, Any], where: str) -> Case:
         raise ValueError(f"{where} has no “user_turn_1_transcript”.")
     if turns[-1][0] == "Assistant":  # a reply to the last turn is what the model is asked for
         turns.pop()
-    return Case(str(need(row, "id", where)), need(row, "axis", where), tuple(turns), tuple(map(str.strip, rubrics)))
+    name, axis = need(row, "id", where, str), need(row, "axis", where, str)
+    return Case(name, axis, tuple(turns), tuple(str(rubric).strip() for rubric in rubrics))
 
 
 def score(case: Case, done: Behaviour, judge: Judge, since_s: float = 0.0) -> Score:

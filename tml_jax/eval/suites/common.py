@@ -9,10 +9,11 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tml_jax.wire.behaviour import Behaviour
 
+T = TypeVar("T")
 APART_S = 1.0
 """Words further apart than this do not belong to the same utterance."""
 _EDGES = re.compile(r"^\W+|\W+$")
@@ -71,25 +72,34 @@ def read_lines(path: str | pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]
                 yield number, row
 
 
-def need(row: dict[str, Any], key: str, where: str) -> Any:
-    """A field that has to be there.
+_KINDS = {list: "a list", str: "text", float: "a number", dict: "an object"}
+
+
+def need(row: Any, key: str, where: str, kind: type[T]) -> T:
+    """A field that has to be there; a whole number will do for a float.
+
+    Args:
+      row: an object as JSON has it.
+      key: of the field.
+      where: the row is, for people.
+      kind: list, str, float or dict.
 
     Raises:
-      ValueError: it is not.
+      ValueError: it is not there, or of another kind.
     """
-    if row.get(key) is None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} holds {row!r} where an object should be.")
+    value = row.get(key)
+    if value is None:
         raise ValueError(f"{where} has no “{key}”.")
-    return row[key]
+    if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool):
+        raise ValueError(f"“{key}” of {where} is not {_KINDS[kind]}.")
+    return cast(T, value)
 
 
-def span(value: Any, where: str) -> tuple[float, float]:
-    """Seconds [from, to].
-
-    Raises:
-      ValueError: it is something else.
-    """
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(x, int | float) for x in value):
-        start, end = map(float, value)
-        if start <= end:
-            return start, end
-    raise ValueError(f"{where} is {value!r}, not seconds [from, to].")
+def span(row: Any, key: str, where: str) -> tuple[float, float]:
+    """A field that holds seconds [from, to]; arguments and errors as for `need`."""
+    value = need(row, key, where, list)
+    if len(value) != 2 or not all(isinstance(x, int | float) for x in value) or value[0] > value[1]:
+        raise ValueError(f"“{key}” of {where} is {value!r}, not seconds [from, to].")
+    return float(value[0]), float(value[1])

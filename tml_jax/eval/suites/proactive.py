@@ -72,23 +72,18 @@ def load(path: str | pathlib.Path) -> list[Case]:
     cases = []
     for i, row in enumerate(rows):
         where = f"{path}, entry {i}"
-        asked = need(row, "conversation", where)
-        turns = tuple(_turn(turn, where) for turn in need(row, "answer", where))
+        asked = need(row, "conversation", where, list)
+        turns = tuple(_turn(turn, where) for turn in need(row, "answer", where, list))
         if not asked:
             raise ValueError(f"{where} asks nothing.")
-        question = need(asked[0], "content", where)
-        cases.append(Case(str(need(row, "question_id", where)), need(row, "video", where), question, turns))
+        question = need(asked[0], "content", where, str)
+        cases.append(Case(need(row, "question_id", where, str), need(row, "video", where, str), question, turns))
     return cases
 
 
-def _turn(turn: dict[str, Any], where: str) -> Turn:
-    reply = span(need(turn, "reply_timespan", where), f"“reply_timespan” of {where}")
-    related = turn.get("related_timespan")
-    return Turn(
-        need(turn, "content", where),
-        reply if related is None else span(related, f"“related_timespan” of {where}"),
-        reply,
-    )
+def _turn(turn: Any, where: str) -> Turn:
+    related, reply = (span(turn, f"{kind}_timespan", where) for kind in ("related", "reply"))
+    return Turn(need(turn, "content", where, str), related, reply)
 
 
 def pauc(points: Sequence[tuple[float, float]], turn: Turn, omega: float = OMEGA) -> float:
