@@ -10,8 +10,8 @@ writes the file, and its figures cannot be compared with theirs.
 The file has JSON lines: ``{"id": "breathe-1", "category": "repeated", "asked": "...", "expect": [{"say": ["breathe
 in"], "from": 8.0, "to": 8.6}, ...]}``; times are seconds of the session, ``asked`` is what the user wants and need not
 be there, ``say`` lists wordings of which one is enough, and ``{"never": ["breathe"], "from": 30, "to": 60}`` is
-something that must not be said. A case is right where all that it expects is. Without a judge what is said is compared word by
-word, in any company; a judge is shown one utterance at a time.
+something that must not be said. A case is right where all that it expects is. Without a judge what is said is compared
+word by word, in any company; a judge is shown one utterance at a time.
 """
 
 import dataclasses
