@@ -23,7 +23,7 @@ class Estimate:
 
     Attributes:
       value: of all events.
-      low, high: the interval of `CONFIDENCE`.
+      low, high: the interval of `CONFIDENCE`; NaN where a case, or a class, is alone and cannot be resampled.
       events: how many there were.
     """
 
@@ -91,7 +91,6 @@ def _estimate(
         return Hidden(events)
     value = float(statistic(*data, axis=-1))
     if any(len(of) < 2 for of in data):
-        # One case or a class of one cannot be resampled: nothing is known of how it varies.
         return Estimate(value, float("nan"), float("nan"), events)
     found = stats.bootstrap(
         data,

@@ -81,7 +81,7 @@ def load(path: str | pathlib.Path) -> list[Case]:
 
 
 def last_number(done: Behaviour) -> int:
-    """The last number that was said, in words or digits; 0 where none was."""
+    """The last number that was said, in words or digits, the "one" of "that one" too; 0 where none was."""
     last = 0
     for utterance in utterances(done):
         i = 0
