@@ -12,9 +12,9 @@ times) and one annotation, which tells the task:
 none                  backchannels, in a folder with "backchannel" in its name
 ====================  ================================================================================================
 
-Two things are ours. Where the originals ask Silero's detector for speech we go by loudness (`recorded.stretches`). Where
-they ask a paid judge for a v1.5 behaviour and there is no ``content_tag.json``, `behaviour_offline` goes by the words
-alone, and its figures are named so.
+Two things are ours. Where the originals ask Silero's detector for speech we go by loudness (`recorded.stretches`).
+Where they ask a paid judge for a v1.5 behaviour and there is no ``content_tag.json``, `behaviour_offline` goes by the
+words alone, and its figures are named so.
 """
 
 import difflib
@@ -29,7 +29,7 @@ import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from tml_jax.data.timeline import Conversation, UserSpeech
-from tml_jax.eval.recorded import PAUSE_S, RATE, Chunk, Recorded, annotations_in, stretches
+from tml_jax.eval.recorded import PAUSE_S, RATE, Chunk, Recorded, annotations_in, stretches, words_after
 from tml_jax.eval.targets import Case
 from tml_jax.streams.sound import read_sound
 
@@ -65,12 +65,6 @@ def takes_over(chunks: Sequence[Chunk]) -> bool:
 def latency_s(chunks: Sequence[Chunk], end_s: float) -> float | None:
     """Seconds from the user's end to the first word of a turn, at least 0; None where nothing takes over."""
     return max(0.0, chunks[0].start_s - end_s) if takes_over(chunks) else None
-
-
-def words_after(chunks: Sequence[Chunk], time_s: float) -> list[Chunk]:
-    """The words that are heard after `time_s`, as a transcript of the sound from there on has them."""
-    heard = (c for c in chunks if (c.start_s if c.end_s is None else c.end_s) > time_s)
-    return [Chunk(c.text, max(c.start_s, time_s), c.end_s) for c in heard]
 
 
 def backchannels(spoken: Sequence[Span], chunks: Sequence[Chunk]) -> tuple[bool, list[Span]]:
@@ -147,7 +141,7 @@ def behaviour_offline(said: Sequence[Chunk], clean: Sequence[Chunk], asked: str,
 
     No word that begins after the overlap does is unknown, and "sorry" or "say that again" uncertain. Otherwise two
     shares of its words are compared: those that it says without the overlap, too, in that order and not before, and
-    those of the overlap that are no function words. The larger decides between resuming, from a half on, and responding.
+    those of the overlap that are no function words. The larger decides: it resumes, from a half on, or responds.
 
     Args:
       said: its words under the overlap.
@@ -257,7 +251,7 @@ def _score(case: Recorded, clean: Recorded | None, people: Mapping[str, Sequence
             case "smooth_turn_taking":
                 return _turn(chunks, notes["turn_taking"][0]["timestamp"][0])
             case "user_interruption":
-                end = notes["interrupt"][0]["timestamp"][1]
+                end = transcript_from(notes)
                 return _turn(words_after(chunks, end), end) | {"rating": notes.get("rating", {}).get("rating")}
             case "backchannel":
                 return _acknowledging(case, chunks, people)
@@ -296,6 +290,18 @@ def _overlap(case: Recorded, chunks: Sequence[Chunk], clean: Recorded | None) ->
     return scored
 
 
+def transcript_from(annotations: Mapping[str, Any]) -> float:
+    """From when on a sample's ``output.json`` has what the system says, seconds: from the end of an interruption.
+
+    Raises:
+      ValueError: ``interrupt.json`` is not as published.
+    """
+    try:
+        return float(annotations["interrupt"][0]["timestamp"][1]) if "interrupt" in annotations else 0.0
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"An interrupt.json is not as Full-Duplex-Bench has it ({error!r}).") from error
+
+
 def read_cases(root: pathlib.Path) -> list[Case]:
     """The bench's published data, as users to be played: each for as long as its input lasts.
 
@@ -310,5 +316,6 @@ def read_cases(root: pathlib.Path) -> list[Case]:
         audio, folder = read_sound(path, RATE), path.parent
         conversation = Conversation(len(audio) / RATE, (UserSpeech(0.0, audio),))
         name, prefix = folder.relative_to(root).as_posix(), path.name.removesuffix("input.wav")
-        cases.append(Case(name, SUITE, folder.resolve().parent.name, conversation, 0, annotations_in(folder), prefix))
+        notes, category = annotations_in(folder), folder.resolve().parent.name
+        cases.append(Case(name, SUITE, category, conversation, 0, notes, prefix, transcript_from(notes)))
     return cases

@@ -15,7 +15,7 @@ from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip, SpeechBank
 from tml_jax.data.timeline import Conversation, Event, UserSpeech
 from tml_jax.data.voices import Cast
-from tml_jax.eval.full_duplex_bench import SUITE
+from tml_jax.eval.full_duplex_bench import SUITE, transcript_from
 from tml_jax.eval.targets import Case
 from tml_jax.streams import number_words
 from tml_jax.streams.micro_turn import StreamSpec
@@ -48,6 +48,7 @@ def draw(bank: SpeechBank, spec: StreamSpec, seed: int, samples: int) -> list[Ca
             notes = make(director)
             events, name = tuple(director.events), f"{folder}/{number}"
             whole = Case(name, SUITE, folder.split("/")[1], Conversation(director.now, events), number, notes)
+            whole = dataclasses.replace(whole, transcript_from_s=transcript_from(notes))
             cases.append(whole)
             if "metadata" in notes:
                 alone = Conversation(director.now, events[:1])

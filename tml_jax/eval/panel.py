@@ -4,8 +4,8 @@ Each figure is of events, and is hidden where there are fewer than `FEWEST` of t
 
 =========================  =============================================================================================
 turn-taking latency        seconds from the end of a request to the answer's first sound, of those that were answered
-pause take-over            share of the user's hesitations in which the system is heard; always beside the latency, which
-                           anybody can have who does not wait
+pause take-over            share of the user's hesitations in which the system is heard; always beside the latency,
+                           which anybody can have who does not wait
 interrupt recovery         share of barge-ins after which the system is silent in time, and answers the next request in
                            time
 silence misclassification  share of stretches in which nobody asks for anything, hesitations among them, that the system
@@ -65,8 +65,8 @@ class Figure:
 def judged(case: Recorded) -> Judged:
     """A case's expectations, by time, each with its verdict, None where it could not be tested.
 
-    Where nobody wrote down what the system says, what only words can tell is not tested; without a journal no delegation
-    is.
+    Where nobody wrote down what the system says, what only words can tell is not tested; without a journal, no
+    delegation is.
     """
     done = case.behaviour()
     found = judge_each(date_results(case.expectations, case.events or ()), done, case.duration_s)

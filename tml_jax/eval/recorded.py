@@ -79,8 +79,6 @@ class Recorded:
         object.__setattr__(self, "input", _to_16_bits(self.input) / np.float32(32768))
         if self.output is not None:
             object.__setattr__(self, "output", _to_16_bits(self.output) / np.float32(32768))
-        if self.chunks is None and self.events is not None:
-            object.__setattr__(self, "chunks", chunks_of(Behaviour.from_events(self.events)))
 
     def behaviour(self) -> Behaviour:
         """What the system did: by its journal or, where it has none, by its sound, and what is written down of it."""
@@ -194,6 +192,12 @@ def chunks_of(done: Behaviour) -> tuple[Chunk, ...]:
         after = next((later for later in starts[i + 1 :] if later > start), limit)
         found.append(Chunk(word, start, min(after, limit)))
     return tuple(found)
+
+
+def words_after(chunks: Sequence[Chunk], time_s: float) -> tuple[Chunk, ...]:
+    """The words that are heard after `time_s`, as a transcript of the sound from there on has them."""
+    heard = (c for c in chunks if (c.start_s if c.end_s is None else c.end_s) > time_s)
+    return tuple(Chunk(c.text, max(c.start_s, time_s), c.end_s) for c in heard)
 
 
 def read_transcript(path: pathlib.Path) -> tuple[Chunk, ...] | None:

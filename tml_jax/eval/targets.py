@@ -13,10 +13,11 @@ import numpy as np
 from tml_jax import client
 from tml_jax.data.timeline import Conversation, user_sound
 from tml_jax.eval.performance import script_of
-from tml_jax.eval.recorded import RATE, Recorded
+from tml_jax.eval.recorded import RATE, Recorded, chunks_of, words_after
 from tml_jax.eval.rollout import Rollout
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.streams.sound import resample
+from tml_jax.wire.behaviour import Behaviour
 
 CHUNK_MS = 20.0
 _KINDS = ("checkpoint", "grpc", "folder")
@@ -29,6 +30,7 @@ class Case:
     Attributes:
       seed: of the system's draws, where it has any.
       name, suite, category, annotations, prefix: as in `Recorded`.
+      transcript_from_s: from when on the system's words are written down.
     """
 
     name: str
@@ -38,10 +40,9 @@ class Case:
     seed: int = 0
     annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefix: str = ""
+    transcript_from_s: float = 0.0
 
-    def recorded(
-        self, spec: StreamSpec, output: np.ndarray | None, events: Sequence[dict[str, Any]] | None
-    ) -> Recorded:
+    def recorded(self, spec: StreamSpec, output: np.ndarray | None, events: Sequence[dict[str, Any]]) -> Recorded:
         """What was heard of it.
 
         Args:
@@ -63,6 +64,7 @@ class Case:
             category=self.category,
             expectations=self.conversation.expectations,
             events=events,
+            chunks=words_after(chunks_of(Behaviour.from_events(events)), self.transcript_from_s),
             annotations=self.annotations,
             prefix=self.prefix,
         )
