@@ -1,6 +1,7 @@
 """The panel: the few figures by which full-duplex systems are compared, of recorded timelines with expectations.
 
-Each figure is of events, and is hidden where there are fewer than `FEWEST` of them:
+Each figure is of events, has a bootstrap interval (events within a case are taken to be independent), and is hidden
+where there are fewer than `bootstrap.FEWEST` of them:
 
 =========================  =============================================================================================
 turn-taking latency        seconds from the end of a request to the answer's first sound, of those that were answered
@@ -22,13 +23,11 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
+from tml_jax.eval import bootstrap
 from tml_jax.eval.metrics import Verdict, judge_each
 from tml_jax.eval.recorded import Recorded
 from tml_jax.wire.behaviour import date_results
 
-FEWEST = 10
 _NEED_WORDS = frozenset({"timer", "count"})  # expectations that nothing but words can meet
 _NOT_MEANT = frozenset({"quiet", "talk", "goes_on"})
 _NOBODY_ASKS = frozenset({"hesitation", "quiet", "talk", "not_asked", "stopped", "timer_called_off"})
@@ -44,22 +43,18 @@ class Figure:
     Attributes:
       name: as it is printed; ends with ``_s`` where it is in seconds, and is a share otherwise.
       values: one an event, in seconds, or 1.0 where it happened and 0.0 where not.
-      quantile: of the values, in percent; None: their mean.
+      quantile: of the values, 0 to 1; None: their mean.
     """
 
     name: str
     values: tuple[float, ...]
     quantile: float | None = None
 
-    @property
-    def hidden(self) -> bool:
-        """Whether there are too few events to tell."""
-        return len(self.values) < FEWEST
-
-    @property
-    def value(self) -> float:
-        """The figure; there must be an event."""
-        return float(np.mean(self.values) if self.quantile is None else np.percentile(self.values, self.quantile))
+    def estimate(self, seed: int = 0) -> bootstrap.Figure:
+        """The figure with its interval; `seed` is of the resampling."""
+        if self.quantile is None:
+            return bootstrap.mean(self.values, seed)
+        return bootstrap.quantile(self.values, self.quantile, seed)
 
 
 def judged(case: Recorded) -> Judged:
@@ -90,13 +85,13 @@ def figures(cases: Iterable[Judged]) -> list[Figure]:
 
     answers, stops = seconds("answer"), seconds("stop")
     return [
-        Figure("turn_taking_latency_median_s", answers, 50),
-        Figure("turn_taking_latency_p90_s", answers, 90),
+        Figure("turn_taking_latency_median_s", answers, 0.5),
+        Figure("turn_taking_latency_p90_s", answers, 0.9),
         Figure("pause_take_over", share(frozenset({"hesitation"}), good=False)),
         Figure("interrupt_recovery", tuple(float(r) for case in cases for r in _recoveries(case))),
         Figure("silence_misclassification", share(_NOBODY_ASKS, good=False)),
-        Figure("yield_latency_median_s", stops, 50),
-        Figure("yield_latency_p90_s", stops, 90),
+        Figure("yield_latency_median_s", stops, 0.5),
+        Figure("yield_latency_p90_s", stops, 0.9),
         Figure("selectivity", share(_NOT_MEANT, good=True)),
     ]
 
@@ -112,11 +107,13 @@ def _recoveries(case: Sequence[tuple[dict[str, Any], Verdict | None]]) -> Iterab
             yield verdict.good and answered.good
 
 
-def shown(panel: Iterable[Figure]) -> dict[str, float]:
-    """The figures that are not hidden, and of each how many events it is of, flat."""
-    return {
-        name: value
-        for figure in panel
-        if not figure.hidden
-        for name, value in ((f"panel_{figure.name}", figure.value), (f"panel_{figure.name}_events", len(figure.values)))
-    }
+def shown(panel: Iterable[Figure], seed: int = 0) -> dict[str, float]:
+    """The figures that are not hidden, each with its interval and how many events it is of, flat."""
+    told: dict[str, float] = {}
+    for figure in panel:
+        estimate = figure.estimate(seed)
+        if isinstance(estimate, bootstrap.Estimate):
+            name = f"panel_{figure.name}"
+            ends = {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            told |= {name: estimate.value, **ends, f"{name}_events": estimate.events}
+    return told
