@@ -164,3 +164,11 @@ def test_a_case_is_kept_whole(tmp_path):
     assert whole.chunks == chunks and whole.annotations == annotations and whole.expectations == EXPECTED
     transcript = json.loads((tmp_path / "b/1/output.json").read_text())
     assert transcript["text"] == "one two" and transcript["chunks"][0] == {"text": "one", "timestamp": [2.5, 3.1]}
+
+
+def test_what_comes_after_the_end_is_not_recorded():
+    case = targets.Case("a", "smoke", "command", talker((0.4, 1.6), seconds=2.0))
+    words = [{"t": t, "turn": round(5 * t) - 1, "type": "word", "text": f" {t}"} for t in (1.8, 2.0, 2.2)]
+    one = case.recorded(SPEC, noise((1.8, 2.4), seconds=2.4), words)
+    assert [chunk.text for chunk in one.chunks] == ["1.8"] and one.events == words[:1]
+    assert len(one.output) == len(one.input) == 2 * RATE

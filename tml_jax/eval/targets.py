@@ -43,7 +43,7 @@ class Case:
     transcript_from_s: float = 0.0
 
     def recorded(self, spec: StreamSpec, output: np.ndarray | None, events: Sequence[dict[str, Any]]) -> Recorded:
-        """What was heard of it.
+        """What was heard of it while it lasted: what a system does afterwards belongs to no side of the recording.
 
         Args:
           spec: the stream's.
@@ -51,6 +51,7 @@ class Case:
           events: the journal's.
         """
         rate = spec.sample_rate
+        events = [event for event in events if event["t"] < self.conversation.duration_s]
         size = round(self.conversation.duration_s * rate)
         spoken = user_sound(self.conversation, spec)[:size]
         if output is not None:
