@@ -12,7 +12,8 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.eval import full_duplex_bench, full_duplex_samples, overheard, panel, targets
+from tml_jax.eval import bootstrap, findings, full_duplex_bench, full_duplex_samples, overheard, panel, report, targets
 from tml_jax.eval.metrics import summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
@@ -59,6 +60,7 @@ PEOPLE = flags.DEFINE_string("people", None, "Of full_duplex_bench: its icc_gt_d
 SEED = cli.seed(1000, "Of the simulated users.")
 OUT = cli.out_folder("out", None, "Keep the recorded timelines here, to be scored again as folder:DIR.")
 JSON = cli.json_out()
+REPORT = cli.out_file("report", None, "Write a page here, HTML: figures with intervals, and cases to look at and hear.")
 
 # The bars of a small model: figure -> (at least?, bar).
 BARS = {
@@ -74,28 +76,39 @@ BARS = {
     "timer_in_time": (True, 0.93),
 }
 SLOTS = 24
+Figures = Mapping[str, float | bootstrap.Figure]
 
 
 class Suite(NamedTuple):
-    """What is played, for a stream; how what was recorded is scored; whether that needs the sound."""
+    """What is played, for a stream; how what was recorded is scored; what is seen in one case.
+
+    `by_sound`: whether scoring needs the sound.
+    """
 
     cases: Callable[[StreamSpec], list[targets.Case]]
-    score: Callable[[Iterable[Recorded]], dict[str, float]]
-    by_sound: bool
+    score: Callable[[Iterable[Recorded]], Figures]
+    see: Callable[[Recorded], list[findings.Seen]]
+    by_sound: bool = False
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
     suite = _SUITES[SUITE.value]
+    watch = findings.Watch(suite.see)
     try:
-        figures = suite.score(_recorded(suite))
+        cases = _recorded(suite)
+        scored = suite.score(watch.watch(cases) if REPORT.value else cases)
     except (ValueError, client.SessionError) as error:
         sys.exit(f"launch.evaluate: {error}")
+    figures = bootstrap.flat(scored)
     for name, value in figures.items():
         print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+    if REPORT.value:
+        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")}
+        report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
 
 
 def _verdict(name: str, value: float) -> str:
@@ -116,7 +129,8 @@ def _recorded(suite: Suite) -> Iterator[Recorded]:
         return
     target = _grpc(where) if kind == "grpc" else _checkpoint(where)
     cases = suite.cases(target.spec)
-    for case in tqdm(target.play(cases, sound=suite.by_sound or bool(OUT.value)), total=len(cases), unit="case"):
+    sound = suite.by_sound or bool(OUT.value or REPORT.value)
+    for case in tqdm(target.play(cases, sound=sound), total=len(cases), unit="case"):
         if OUT.value:
             case.save(pathlib.Path(OUT.value))
         yield case
@@ -146,10 +160,10 @@ def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
     ]
 
 
-def _smoke_score(cases: Iterable[Recorded]) -> dict[str, float]:
+def _smoke_score(cases: Iterable[Recorded]) -> Figures:
     judged = [panel.judged(case) for case in cases]
     verdicts = [verdict for case in judged for _, verdict in case if verdict is not None]
-    return summarise(verdicts) | panel.shown(panel.figures(judged))
+    return summarise(verdicts) | panel.estimates(panel.figures(judged))
 
 
 def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
@@ -160,7 +174,7 @@ def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
     return [targets.Case(f"overheard/{i}", "overheard", "talk", talk, i) for i, talk in enumerate(talks)]
 
 
-def _overheard_score(cases: Iterable[Recorded]) -> dict[str, float]:
+def _overheard_score(cases: Iterable[Recorded]) -> Figures:
     return overheard.summarise((case.duration_s, case.behaviour()) for case in cases)
 
 
@@ -170,7 +184,7 @@ def _full_duplex_cases(spec: StreamSpec) -> list[targets.Case]:
     return full_duplex_samples.draw(open_bank(BANK.value), spec, SEED.value, CONVERSATIONS.value)
 
 
-def _full_duplex_score(cases: Iterable[Recorded]) -> dict[str, float]:
+def _full_duplex_score(cases: Iterable[Recorded]) -> Figures:
     try:
         people = json.loads(pathlib.Path(PEOPLE.value).read_text()) if PEOPLE.value else None
     except ValueError as error:
@@ -179,9 +193,9 @@ def _full_duplex_score(cases: Iterable[Recorded]) -> dict[str, float]:
 
 
 _SUITES = {
-    "smoke": Suite(_smoke_cases, _smoke_score, by_sound=False),
-    "overheard": Suite(_overheard_cases, _overheard_score, by_sound=False),
-    full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, by_sound=True),
+    "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
+    "overheard": Suite(_overheard_cases, _overheard_score, findings.silence),
+    full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
 }
 SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
 

@@ -1,9 +1,15 @@
 """`launch.evaluate` on what was recorded: it needs no model, and gives what the library gives."""
 
+import base64
+import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
+
+import numpy as np
+import soundfile
 
 from tests.eval.test_full_duplex_bench import said, sample
 from tests.eval.test_recorded import EXPECTED, noise
@@ -33,6 +39,55 @@ def test_a_folder_is_scored_suite_by_suite(tmp_path):
     figures = json.loads(out.read_text())
     assert figures["answer_cases"] == 1 and figures["answer_in_time"] == 1.0 and figures["hesitation_cases"] == 1
     assert not [name for name in figures if name.startswith("panel_")], "one event is too few to tell"
+
+
+def commands(folder, cases=12):
+    """Answered 0.2 s after the request and later from case to case, the last one not at all; saved in `folder`."""
+    for i in range(cases):
+        heard = noise((1.8 + 0.02 * i, 2.4)) if i < cases - 1 else noise()
+        Recorded(f"smoke/command/{i}", noise((0.5, 1.6)), heard, 6.0, "smoke", "command", EXPECTED).save(folder)
+
+
+def test_the_report_has_the_figures_and_cases_to_hear(tmp_path):
+    commands(tmp_path / "run")
+    page, out = tmp_path / "page.html", tmp_path / "figures.json"
+    ended = evaluate(f"--target=folder:{tmp_path / 'run'}", f"--report={page}", f"--json={out}")
+    assert ended.returncode == 0, ended.stderr
+    figures, text = json.loads(out.read_text()), page.read_text()
+    name = "panel_turn_taking_latency_median_s"
+    value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
+    told = f'{value:.2f} s <span class="interval">[{low:.2f}, {high:.2f}] of 11</span>'
+    assert text.count(told) == 2, "once among the figures, once beside the published one"
+    assert "not comparable: that would need its recordings" in text
+    assert 'at least 96.0 %: <span class="missed">missed</span>' in text
+    shown = re.findall(r"<strong>(\w+)</strong>: (smoke/command/\d+)", text)
+    assert shown == [("best", "smoke/command/0"), ("median", "smoke/command/6"), ("worst", "smoke/command/11")]
+    sounds = re.findall(r'src="data:audio/ogg;base64,([^"]+)"', text)
+    heard = [soundfile.read(io.BytesIO(base64.b64decode(sound)))[0] for sound in sounds]
+    loud = [np.abs(sound).max(axis=0) > 0.1 for sound in heard]
+    assert np.array(loud).tolist() == [[True, True], [True, True], [True, False]]
+    assert text.count(">expected</text>") == 3
+
+
+def test_other_suites_report_what_they_score(tmp_path):
+    page = tmp_path / "page.html"
+    taking = {"turn_taking": [{"timestamp": [2.0, 2.4]}]}
+    for i in range(3):
+        sample("turns", taking, said(2.5 + 0.1 * i, 4.0), name=str(i)).save(tmp_path / "bench")
+    sample("pauses", {"pause": []}, said(2.0, 4.0), name="late").save(tmp_path / "bench")
+    ended = evaluate("--suite=full_duplex_bench", f"--target=folder:{tmp_path / 'bench'}", f"--report={page}")
+    assert ended.returncode == 0, ended.stderr
+    text = page.read_text()
+    assert "<strong>best</strong>: turns/0" in text and "<strong>worst</strong>: pauses/late" in text
+    assert "takes the turn: met" in text and "leaves the turn to the user: missed" in text
+    for name, output in (("quiet", noise()), ("loud", noise((3.0, 4.0)))):
+        Recorded(f"talk/{name}", noise((0.5, 1.5), (2.5, 4.5)), output, 6.0, "overheard").save(tmp_path / "talk")
+    ended = evaluate("--suite=overheard", f"--target=folder:{tmp_path / 'talk'}", f"--report={page}")
+    assert ended.returncode == 0, ended.stderr
+    text = page.read_text()
+    assert "<strong>best</strong>: talk/quiet. 2 of 2 met" in text
+    assert "<strong>worst</strong>: talk/loud. 1 of 2 met" in text
+    assert '5.00</td><td class="number">at most 0.50: <span class="missed">missed' in text
 
 
 def test_what_does_not_go_is_one_sentence(tmp_path):

@@ -84,6 +84,18 @@ def macro_mean(classes: Mapping[str, Sequence[float]], seed: int = 0) -> Figure:
     return _estimate(values, sum(map(len, values)), statistic, seed)
 
 
+def flat(figures: Mapping[str, float | Figure]) -> dict[str, float]:
+    """Figures as numbers, an estimate with its interval and how many events it is of; what is hidden is left out."""
+    told: dict[str, float] = {}
+    for name, figure in figures.items():
+        if isinstance(figure, Estimate):
+            told |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+            told[f"{name}_events"] = figure.events
+        elif not isinstance(figure, Hidden):
+            told[name] = figure
+    return told
+
+
 def _estimate(
     data: tuple[np.ndarray, ...], events: int, statistic: Callable[..., Any], seed: int, paired: bool = False
 ) -> Figure:

@@ -23,6 +23,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,7 @@ def summarise(cases: Iterable[Recorded], people: Mapping[str, Sequence[float]] |
     clean = {case.name: case for case in cases if case.prefix}
     of: dict[str, list[dict[str, Any]]] = {}
     for case in (case for case in cases if not case.prefix):
-        of.setdefault(case.category, []).append(_score(case, clean.get(case.name), people or {}))
+        of.setdefault(case.category, []).append(score(case, clean.get(case.name), people or {}))
     figures: dict[str, float] = {}
     for category, scored in sorted(of.items()):
         figures[f"{category}_cases"] = len(scored)
@@ -239,7 +240,10 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _score(case: Recorded, clean: Recorded | None, people: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def score(
+    case: Recorded, clean: Recorded | None = None, people: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What one sample counts for, by figure; arguments and errors as for `summarise`."""
     task, notes = task_of(case), case.annotations
     if case.chunks is None:
         raise ValueError(f"{case.name} has no output.json: Full-Duplex-Bench counts the words that a system says.")

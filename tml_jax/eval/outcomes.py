@@ -51,6 +51,11 @@ def outcomes(
     """
     events = list(events)
     judged = metrics.judge_each(date_results(expectations, events), Behaviour.from_events(events), until_s)
+    return told(scene, judged, offset_s)
+
+
+def told(scene: str, judged: Iterable[tuple[Event, metrics.Verdict | None]], offset_s: float = 0.0) -> list[Outcome]:
+    """Tells of expectations that were judged; arguments as for `outcomes`."""
     found = []
     for expected, verdict in judged:
         start = metrics.begins(expected)

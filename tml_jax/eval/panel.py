@@ -107,13 +107,6 @@ def _recoveries(case: Sequence[tuple[dict[str, Any], Verdict | None]]) -> Iterab
             yield verdict.good and answered.good
 
 
-def shown(panel: Iterable[Figure], seed: int = 0) -> dict[str, float]:
-    """The figures that are not hidden, each with its interval and how many events it is of, flat."""
-    told: dict[str, float] = {}
-    for figure in panel:
-        estimate = figure.estimate(seed)
-        if isinstance(estimate, bootstrap.Estimate):
-            name = f"panel_{figure.name}"
-            ends = {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-            told |= {name: estimate.value, **ends, f"{name}_events": estimate.events}
-    return told
+def estimates(panel: Iterable[Figure], seed: int = 0) -> dict[str, bootstrap.Figure]:
+    """The figures with their intervals, by the names that they have beside others; also those that are hidden."""
+    return {f"panel_{figure.name}": figure.estimate(seed) for figure in panel}

@@ -11,13 +11,13 @@ import io
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
 
-from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Figure, Hidden
+from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Estimate, Figure, Hidden
 
 USER, MODEL, MET, MISSED, UNTOLD = "#1f7a8c", "#c8553d", "#2a8f5b", "#d62828", "#9aa5ad"
 LONGEST_S = 60.0
@@ -35,14 +35,14 @@ class Row:
 
     Attributes:
       name: of the figure, for people.
-      figure: of it; shares are 0 to 1.
+      figure: of it; shares are 0 to 1. A bare number has no interval.
       unit: "%" for a share, "s", or "" for a number.
       at_least, at_most: the bar, in the figure's own scale; None: there is none.
       note: what has to be known with it, e.g. who judged.
     """
 
     name: str
-    figure: Figure
+    figure: Figure | float
     unit: str = "%"
     at_least: float | None = None
     at_most: float | None = None
@@ -172,7 +172,7 @@ class Report:
     ours: Mapping[str, Ours] = dataclasses.field(default_factory=dict)
 
 
-def pick(items: Iterable[T], score: Callable[[T], float]) -> list[tuple[str, T]]:
+def pick(items: Iterable[T], score: Callable[[T], Any]) -> list[tuple[str, T]]:
     """The best, the median and the worst of items by a score, with these names; fewer where there are fewer."""
     ordered = sorted(items, key=score, reverse=True)
     if len(ordered) < 3:
@@ -232,14 +232,18 @@ def _text(value: object) -> str:
 
 
 def _number(value: float, unit: str) -> str:
-    return f"{100 * value:.1f}" if unit in ("%", "×100") else f"{value:.2f}"
+    if unit in ("%", "×100"):
+        return f"{100 * value:.1f}"
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
 def _sign(unit: str) -> str:
     return f" {_text(unit)}" if unit and unit != "×100" else ""
 
 
-def _figure(figure: Figure, unit: str) -> str:
+def _figure(figure: Figure | float, unit: str) -> str:
+    if isinstance(figure, int | float):
+        return f"{_number(figure, unit)}{_sign(unit)}"
     if isinstance(figure, Hidden):
         return f'<span class="note">hidden: {figure.events} event{"s" * (figure.events != 1)}</span>'
     interval = f"[{_number(figure.low, unit)}, {_number(figure.high, unit)}]"
@@ -253,7 +257,7 @@ def _bar(row: Row) -> str:
     told = ", ".join(f"{word} {_number(bar, row.unit)}{_sign(row.unit)}" for word, bar in bars if bar is not None)
     if not told or isinstance(row.figure, Hidden):
         return told
-    value = row.figure.value
+    value = row.figure.value if isinstance(row.figure, Estimate) else row.figure
     met = (row.at_least is None or value >= row.at_least) and (row.at_most is None or value <= row.at_most)
     return f'{told}: <span class="{_class(met)}">{_verdict(met)}</span>'
 
