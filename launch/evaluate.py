@@ -3,18 +3,22 @@
 The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `overheard` plays a
 folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should be
 silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+`repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
+annotations in ``--data=FILE``.
 
 The targets: a saved model; a server, through the gRPC door; a folder of what was recorded before, by ``--out=FOLDER``
 or by anybody else (docs/bench.md says how it looks).
 """
 
 import dataclasses
+import functools
 import json
+import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from absl import app, flags
@@ -31,9 +35,19 @@ from tml_jax.eval import bootstrap, findings, full_duplex_bench, full_duplex_sam
 from tml_jax.eval.metrics import summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
+from tml_jax.eval.suites import (
+    audio_multichallenge,
+    charades,
+    judge,
+    proactive,
+    recordings,
+    repcount,
+    timed_speech,
+)
 from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.wire.behaviour import Behaviour
 
 TARGET = flags.DEFINE_string(
     "target", "checkpoint:checkpoints/inkling_tiny", "What to measure: checkpoint:PATH, grpc:HOST:PORT or folder:DIR."
@@ -54,7 +68,12 @@ ENGINES = flags.DEFINE_list("engines", [], "Of smoke: only users of these speech
 CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario or a task.", lower_bound=1)
 RECORDINGS = flags.DEFINE_string("recordings", None, "Of overheard: a folder of sound files.")
 DATA = flags.DEFINE_string(
-    "data", None, "Of full_duplex_bench: its published data, or a part of it; none: own samples."
+    "data",
+    None,
+    "Of full_duplex_bench: its published data, or a part of it; none: own samples. Of others: the file of annotations.",
+)
+JUDGE = flags.DEFINE_list(
+    "judge", [], "Of the suites that need one: BASE_URL,MODEL of a chat model; its key is OPENAI_API_KEY. None: words."
 )
 PEOPLE = flags.DEFINE_string("people", None, "Of full_duplex_bench: its icc_gt_distribution.json.")
 SEED = cli.seed(1000, "Of the simulated users.")
@@ -80,15 +99,21 @@ Figures = Mapping[str, float | bootstrap.Figure]
 
 
 class Suite(NamedTuple):
-    """What is played, for a stream; how what was recorded is scored; what is seen in one case.
+    """What is measured.
 
-    `by_sound`: whether scoring needs the sound.
+    Attributes:
+      cases: what is played, for a stream; None: only recordings are scored.
+      score: of what was recorded.
+      see: what was expected in a case, and came; none of a case in which nothing is.
+      by_sound: whether scoring needs the sound.
+      judged: whether somebody judges what words mean.
     """
 
-    cases: Callable[[StreamSpec], list[targets.Case]]
+    cases: Callable[[StreamSpec], list[targets.Case]] | None
     score: Callable[[Iterable[Recorded]], Figures]
-    see: Callable[[Recorded], list[findings.Seen]]
+    see: Callable[[Recorded], list[findings.Seen]] = lambda case: []
     by_sound: bool = False
+    judged: bool = False
 
 
 def main(argv: list[str]) -> None:
@@ -108,6 +133,8 @@ def main(argv: list[str]) -> None:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     if REPORT.value:
         facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")}
+        if suite.judged:
+            facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
         report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
 
 
@@ -127,6 +154,8 @@ def _recorded(suite: Suite) -> Iterator[Recorded]:
             raise app.UsageError("--out keeps what is played; folder:DIR plays nothing.")
         yield from (case for case in load_all(pathlib.Path(where)) if case.suite in ("", SUITE.value))
         return
+    if suite.cases is None:
+        raise _only_recordings()
     target = _grpc(where) if kind == "grpc" else _checkpoint(where)
     cases = suite.cases(target.spec)
     sound = suite.by_sound or bool(OUT.value or REPORT.value)
@@ -134,6 +163,11 @@ def _recorded(suite: Suite) -> Iterator[Recorded]:
         if OUT.value:
             case.save(pathlib.Path(OUT.value))
         yield case
+
+
+def _only_recordings() -> ValueError:
+    needs = "--target=folder:DIR, by the benchmark's annotations, --data=FILE"
+    return ValueError(f"The suite `{SUITE.value}` scores recordings, {needs}.")
 
 
 def _checkpoint(path: str) -> targets.Target:
@@ -192,10 +226,46 @@ def _full_duplex_score(cases: Iterable[Recorded]) -> Figures:
     return full_duplex_bench.summarise(cases, people)
 
 
+@functools.cache
+def _judge() -> judge.ChatJudge | None:
+    if JUDGE.value and len(JUDGE.value) != 2:
+        raise ValueError(f"A judge is BASE_URL,MODEL, not {','.join(JUDGE.value)!r}.")
+    return (
+        judge.ChatJudge(JUDGE.value[0], JUDGE.value[1], os.environ.get("OPENAI_API_KEY", "none"))
+        if JUDGE.value
+        else None
+    )
+
+
+def _published(load: Any, score: Any, summarise: Any, judged: bool = False) -> Suite:
+    """A benchmark of `eval/suites/`, by the annotations that the user brings."""
+
+    def scored(cases: Iterable[Recorded]) -> Figures:
+        if DATA.value is None:
+            raise _only_recordings()
+        return recordings.figures_of(load(DATA.value), cases, score, summarise)
+
+    return Suite(None, scored, judged=judged)
+
+
+def _by_judge(module: Any, otherwise: judge.Judge | None) -> Suite:
+    """One that is judged by a chat model, or by `otherwise`."""
+
+    def score(case: Any, done: Behaviour) -> Any:
+        return module.score(case, done, _judge() or otherwise)
+
+    return _published(module.load, score, module.summarise, judged=True)
+
+
 _SUITES = {
     "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
     "overheard": Suite(_overheard_cases, _overheard_score, findings.silence),
     full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
+    "repcount": _published(repcount.load, repcount.score, repcount.summarise),
+    "charades": _published(charades.load, charades.score, charades.summarise),
+    "proactive": _by_judge(proactive, judge.WordJudge()),
+    "timed_speech": _by_judge(timed_speech, None),
+    "audio_multichallenge": _by_judge(audio_multichallenge, judge.WordJudge()),
 }
 SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
 

@@ -14,7 +14,7 @@ import soundfile
 from tests.eval.test_full_duplex_bench import said, sample
 from tests.eval.test_recorded import EXPECTED, noise
 from tml_jax.eval import full_duplex_bench
-from tml_jax.eval.recorded import Recorded
+from tml_jax.eval.recorded import Chunk, Recorded
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -88,6 +88,37 @@ def test_other_suites_report_what_they_score(tmp_path):
     assert "<strong>best</strong>: talk/quiet. 2 of 2 met" in text
     assert "<strong>worst</strong>: talk/loud. 1 of 2 met" in text
     assert '5.00</td><td class="number">at most 0.50: <span class="missed">missed' in text
+
+
+def counted(folder, name, *words):
+    chunks = [Chunk(word, 1.0 + i, 1.3 + i) for i, word in enumerate(words)]
+    Recorded(name, noise((0.5, 1.6)), noise((1.8, 2.4)), 6.0, "repcount", chunks=chunks).save(folder)
+
+
+def test_published_annotations_score_recordings_by_their_names(tmp_path):
+    data, page, out = tmp_path / "test.csv", tmp_path / "page.html", tmp_path / "figures.json"
+    rows = [f"{i},situp,stu{i}.mp4,{3 if i < 6 else 9}" for i in range(12)]
+    data.write_text("\n".join([",type,name,count", *rows, "12,situp,unseen.mp4,3"]) + "\n")
+    for i in range(12):
+        counted(tmp_path / "run", f"repcount/stu{i}" + ".mp4" * (i % 2), "one", "two", "three")
+    counted(tmp_path / "run", "repcount/of_no_case", "one")
+    arguments = ("--suite=repcount", f"--data={data}", f"--report={page}", f"--json={out}")
+    ended = evaluate(*arguments, f"--target=folder:{tmp_path / 'run'}")
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(out.read_text())
+    assert (figures["repcount_off_by_one"], figures["repcount_off_by_one_events"]) == (0.5, 12)
+    assert (figures["recorded_cases"], figures["missing_cases"]) == (12, 1)
+    assert "not comparable: that would need its test videos, played live" in page.read_text()
+
+
+def test_a_suite_of_recordings_says_what_it_needs(tmp_path):
+    data = tmp_path / "test.csv"
+    data.write_text("type,name,count\nsitup,a.mp4,3\n")
+    counted(tmp_path, "run/a", "one")
+    for arguments in (["--target=grpc:127.0.0.1:1", f"--data={data}"], [f"--target=folder:{tmp_path}"]):
+        ended = evaluate("--suite=repcount", *arguments)
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr
+        assert "The suite `repcount` scores recordings, --target=folder:DIR, by the benchmark's" in ended.stderr
 
 
 def test_what_does_not_go_is_one_sentence(tmp_path):

@@ -19,6 +19,11 @@ _NUMBERS = ("_cases", "_minutes", "_a_minute", "_a_second", "_rating", "_diverge
 # Figure -> what it stands beside (`report.PUBLISHED`), and its unit.
 _BESIDE = {
     "panel_turn_taking_latency_median_s": ("turn_taking_latency", "s"),
+    "repcount_off_by_one": ("repcount_off_by_one", "%"),
+    "charades_miou": ("charades_miou", "×100"),
+    "proactive_pauc": ("proactive_pauc", "×100"),
+    "macro_accuracy": ("timespeak", "%"),
+    "audiomc_apr": ("audiomc_apr", "%"),
 }
 
 

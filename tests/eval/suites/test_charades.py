@@ -9,10 +9,13 @@ from tml_jax.eval.suites.charades import Case, Score
 
 
 def test_loads_the_published_file(tmp_path):
-    (tmp_path / "sta.txt").write_text("3MSZA 24.3 30.4##person turn a light on.\n\n0A8CF 0.0 6##a person: eats##it.\n")
+    (tmp_path / "sta.txt").write_text(
+        "3MSZA 24.3 30.4##person turn a light on.\n\n0A8CF 0.0 6##a person: eats##it.\n3MSZA 1 2##again\n"
+    )
     assert charades.load(tmp_path / "sta.txt") == [
-        Case("3MSZA", 24.3, 30.4, "person turn a light on."),
-        Case("0A8CF", 0.0, 6.0, "a person: eats##it."),
+        Case("3MSZA", 24.3, 30.4, "person turn a light on.", "3MSZA/1"),
+        Case("0A8CF", 0.0, 6.0, "a person: eats##it.", "0A8CF/1"),
+        Case("3MSZA", 1.0, 2.0, "again", "3MSZA/2"),
     ]
 
 

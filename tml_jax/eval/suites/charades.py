@@ -12,6 +12,7 @@ how theirs is asked to answer, and what counts where it says only one of the two
 
 import dataclasses
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 from tml_jax.eval import bootstrap
@@ -23,12 +24,13 @@ THRESHOLDS = (0.3, 0.5, 0.7)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A moment of a video, seconds."""
+    """A moment of a video, seconds; `name` is the video's and which of its moments it is, from 1: "3MSZA/2"."""
 
     video: str
     start_s: float
     end_s: float
     sentence: str
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ def load(path: str | pathlib.Path) -> list[Case]:
     Raises:
       ValueError: a line has another form.
     """
-    cases = []
+    cases: list[Case] = []
+    moments: Counter[str] = Counter()
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -58,7 +61,8 @@ def load(path: str | pathlib.Path) -> list[Case]:
                 found = ""
             if not found:
                 raise ValueError(f"{path}, line {number} is not of the form “VIDEO start end##sentence”.")
-            cases.append(Case(video, *moment, sentence))
+            moments[video] += 1
+            cases.append(Case(video, *moment, sentence, f"{video}/{moments[video]}"))
     return cases
 
 
