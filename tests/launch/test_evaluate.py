@@ -121,6 +121,21 @@ def test_a_suite_of_recordings_says_what_it_needs(tmp_path):
         assert "The suite `repcount` scores recordings, --target=folder:DIR, by the benchmark's" in ended.stderr
 
 
+def test_who_judged_is_told_and_words_judge_no_rubric(tmp_path):
+    data, page = tmp_path / "cases.jsonl", tmp_path / "page.html"
+    case = {"id": "a", "category": "once", "expect": [{"say": ["one"], "from": 1, "to": 2}]}
+    data.write_text(json.dumps(case | {"axis": "x", "rubric": ["counts"], "user_turn_1_transcript": "count"}))
+    Recorded("a", noise(), noise(), 6.0, chunks=[Chunk("one", 1.0, 1.3)]).save(tmp_path / "run")
+    arguments = (f"--target=folder:{tmp_path / 'run'}", f"--data={data}", f"--report={page}")
+    ended = evaluate("--suite=timed_speech", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "<dt>judge</dt><dd>words in common (offline substitute)</dd>" in page.read_text()
+    ended = evaluate("--suite=audio_multichallenge", *arguments)
+    assert ended.returncode == 1 and "A rubric is judged by a chat model" in ended.stderr
+    ended = evaluate("--suite=timed_speech", "--judge=model", *arguments)
+    assert ended.returncode == 1 and "A judge is BASE_URL,MODEL, not 'model'." in ended.stderr
+
+
 def test_what_does_not_go_is_one_sentence(tmp_path):
     ended = evaluate(f"--target=folder:{tmp_path}")
     assert ended.returncode == 1 and "no recorded case" in ended.stderr and "Traceback" not in ended.stderr
