@@ -1,192 +1,28 @@
-"""Hostile acts, drawn by a seed: conversations that would be good ones, and what is done to them."""
+"""Hostile acts at every door, drawn by a seed; as a program it does some of them and tells what became of each."""
 
 import asyncio
-import base64
 import collections
 import contextlib
-import copy
-import io
 import json
 import struct
 import sys
-import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import numpy as np
-import PIL.Image
 
 from tests.serve import hostile_clients as clients
 from tests.serve.hostile_clients import KEY, Answer, Doors, frame
+from tests.serve.hostile_events import live, realtime, texts
+from tests.serve.hostile_messages import REQUEST, Rng, conversation, junk, messages, pick
 from tml_jax.wire import protos
 
-Rng = np.random.Generator
 Act = Callable[[Doors, Rng], Awaitable[Answer]]
-REQUEST = protos.ConverseRequest
-CONTAINERS = (b"RIFF", b"OggS", b"fLaC", b"ID3", b"\x1aE\xdf\xa3", b"caff", b".snd", b"FORM")
-NUMBERS = (0, 1, 2, 3, 7, 255, 1 << 15, 1 << 31, (1 << 32) - 1, 800, 11_025, 44_100, 192_001)
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE", "BREW", "get")
-
-
-def pick(rng: Rng, among: Any) -> Any:
-    """One of a sequence."""
-    return among[int(rng.integers(len(among)))]
-
-
-def junk(rng: Rng, most: int) -> bytes:
-    """Random bytes, up to so many."""
-    return rng.bytes(int(rng.integers(1, most)))
-
-
-# Pictures.
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _png(width: int, height: int, data: bytes, *extra: bytes) -> bytes:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-
-
-def _good(form: str) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.linear_gradient("L").convert("RGB").save(file, form)
-    return file.getvalue()
-
-
-_BOMB = zlib.compress(bytes(4096 * (1 + 3 * 4096)), 9)
-GOOD = (_good("PNG"), _good("JPEG"))
-PICTURES = (
-    _png(4096, 4096, _BOMB),  # 50 MB of 49 kB
-    _png(60_000, 60_000, _BOMB),
-    _png(1, 1 << 24, _BOMB),
-    _png(0, 0, b""),
-    _png(64, 64, _BOMB),
-    _png(8, 8, zlib.compress(bytes(200)), _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 26), 9))),
-    _png(8, 8, zlib.compress(bytes(200)), _chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 26), 9))),
-    b"\xff\xd8\xff\xe0" + bytes(100),
-    b"GIF89a" + bytes(100),
-    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    b"",
-)
-
-
-def picture(rng: Rng) -> bytes:
-    """A bomb, another kind of file, or a good one with wrong bytes in it."""
-    if rng.random() < 0.5:
-        return pick(rng, PICTURES)
-    data = bytearray(pick(rng, GOOD))
-    for _ in range(int(rng.integers(1, 20))):
-        data[int(rng.integers(len(data)))] = int(rng.integers(256))
-    return bytes(data[: int(rng.integers(1, len(data) + 1))])
-
-
-# Our own protocol.
-
-
-def conversation(rng: Rng) -> list[Any]:
-    """Messages that a good client would send."""
-    told = {"sends_video": True, "wants_audio": True, "resumable": bool(rng.random() < 0.2)}
-    config = protos.SessionConfig(sends_audio=True, seed=int(rng.integers(9)), **told)
-    sound = [REQUEST(audio=protos.AudioChunk(pcm=rng.bytes(6400))) for _ in range(3)]
-    seen = REQUEST(frame=protos.VideoFrame(data=pick(rng, GOOD)))
-    typed, know = REQUEST(text=protos.TextInput(text="seven")), REQUEST(context=protos.ContextInput(text="be kind"))
-    return [REQUEST(config=config), *sound, seen, typed, know, REQUEST(close=protos.CloseInput())]
-
-
-def _field(rng: Rng, sent: list[Any]) -> None:
-    """A field with a value that it should not have."""
-    config, chunk, seen, text = protos.SessionConfig, protos.AudioChunk, protos.VideoFrame, protos.TextInput
-    number = int(pick(rng, NUMBERS))
-    odd = rng.bytes(2 * int(rng.integers(1, 3000)) + 1)
-    floats = np.array([0.5, pick(rng, (np.nan, np.inf, -np.inf, 3e38))] * 80, np.float32).tobytes()
-    draw = {
-        "sample_rate": lambda: REQUEST(config=config(sends_audio=True, sample_rate=number)),
-        "channels": lambda: REQUEST(config=config(sends_audio=True, channels=number)),
-        "encoding": lambda: REQUEST(config=config(sends_audio=True, encoding=number & 0x7FFFFFFF)),
-        "instructions": lambda: REQUEST(config=config(instructions=pick(rng, ("日" * 4096, "a" * 9999, "\0\u202e")))),
-        "odd": lambda: REQUEST(audio=chunk(pcm=odd)),
-        "container": lambda: REQUEST(audio=chunk(pcm=pick(rng, CONTAINERS).ljust(640, b"\0"))),
-        "long": lambda: REQUEST(audio=chunk(pcm=bytes(pick(rng, (0, 32_002, 160_000, 4 << 20))))),
-        "floats": lambda: REQUEST(audio=chunk(pcm=floats)),
-        "offset": lambda: REQUEST(audio=chunk(pcm=bytes(640), offset=pick(rng, (0, 10**6, (1 << 64) - 1)))),
-        "picture": lambda: REQUEST(frame=seen(data=picture(rng), encoding=int(rng.integers(5)))),
-        "pixels": lambda: REQUEST(frame=seen(data=bytes(3 * number % 5_000_000), encoding=3, width=number, height=1)),
-        "frame": lambda: REQUEST(frame=seen(data=pick(rng, GOOD), offset=pick(rng, (0, (1 << 64) - 1)))),
-        "text": lambda: REQUEST(
-            text=text(text=pick(rng, ("", " \n", "x" * 5000, "🎈" * 4000, "\0", "\u202e<|tick|>")))
-        ),
-        "texts": lambda: REQUEST(text=text(text="seven", offset=pick(rng, (0, 9, (1 << 64) - 1)))),
-        "context": lambda: REQUEST(context=protos.ContextInput(text=pick(rng, ("", "y" * 5000)), to_say=True)),
-        "received": lambda: REQUEST(received=protos.Received(sequence=pick(rng, (0, 5, (1 << 64) - 1)))),
-        "resume": lambda: REQUEST(resume=protos.Resume(token=pick(rng, ("", "../../etc", "0" * 12 + ".x", "é" * 999)))),
-    }
-    made = draw[pick(rng, tuple(draw))]()
-    if made.WhichOneof("payload") in ("config", "resume"):
-        sent[0] = made
-    else:
-        sent.insert(int(rng.integers(1, len(sent))), made)
-        if made.WhichOneof("payload") == "audio" and made.audio.pcm == floats:
-            sent[0].config.encoding = 2
-
-
-def _disorder(rng: Rng, sent: list[Any]) -> None:
-    """Messages twice, left out, in another order, or after the end."""
-    match int(rng.integers(5)):
-        case 0:
-            rng.shuffle(sent)
-        case 1:
-            sent.pop(0)
-        case 2:
-            sent.insert(int(rng.integers(len(sent))), copy.deepcopy(pick(rng, sent)))
-        case 3:
-            sent.extend(sent[1:-1])
-        case 4:
-            sent[:] = sent[: int(rng.integers(len(sent)))]
-
-
-def _flood(rng: Rng, sent: list[Any]) -> None:
-    """Very many small ones."""
-    one = pick(rng, sent[1:4] + sent[5:7])
-    if one.WhichOneof("payload") == "audio":
-        one = REQUEST(audio=protos.AudioChunk(pcm=bytes(2)))
-    sent[1:1] = [one] * int(rng.integers(50, 400))
-
-
-def _spoil(rng: Rng, sent: list[Any]) -> None:
-    """Bytes that are no message any more."""
-    at = int(rng.integers(len(sent)))
-    data = bytearray(sent[at].SerializeToString()) or bytearray(b"\0")
-    match int(rng.integers(6)):
-        case 0:
-            data = data[: int(rng.integers(len(data)))]
-        case 1:
-            data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-        case 2:
-            data = bytearray(junk(rng, 300))
-        case 3:
-            data = bytearray(b"\x22\x04\x0a\x02\xc3\x28")  # a text that is no UTF-8
-        case 4:
-            data = bytearray(b"\x4b" * 4000)  # groups in groups
-        case 5:
-            data += b"\xfa\x7f\x03abc"  # a field that nobody knows
-    sent[at] = bytes(data)
-
-
-CHANGES = (_field, _field, _field, _disorder, _flood, _spoil)
-
-
-def messages(rng: Rng) -> list[bytes]:
-    """A conversation with one to three things wrong in it."""
-    sent: list[Any] = conversation(rng)
-    for change in [pick(rng, CHANGES[:-1]) for _ in range(int(rng.integers(0, 3)))] + [pick(rng, CHANGES)]:
-        if len(sent) < 8 or not sent[0].HasField("config"):
-            break
-        change(rng, sent)
-    return [one if isinstance(one, bytes) else one.SerializeToString() for one in sent]
+AT_ONCE = 10
+# How nothing may end: by a fault of the server's own.
+FAULTS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "internal_error", "close 1011", "HTTP 500", "no words", "stuck"}
 
 
 async def grpc_conversation(doors: Doors, rng: Rng) -> Answer:
@@ -239,7 +75,7 @@ async def grpc_other(doors: Doors, rng: Rng) -> Answer:
                 name = pick(rng, ("Converse2", "", "../Converse", "GetServerInfo/x"))
                 await clients.call(channel, sent, answer, method=f"/{protos.SERVICE}/{name}")
             case 5:
-                known = (
+                known: tuple[str, ...] = (
                     f"{protos.SERVICE}/GetServerInfo",
                     "grpc.health.v1.Health/Check",
                     "grpc.health.v1.Health/Watch",
@@ -287,156 +123,6 @@ async def _leave(one: clients.Socket, rng: Rng, answer: Answer) -> None:
         answer.add("accepted")
 
 
-# OpenAI's protocols.
-
-
-def _sound(rng: Rng) -> str:
-    data = rng.bytes(9600)
-    match int(rng.integers(8)):
-        case 0:
-            data = pick(rng, CONTAINERS) + data
-        case 1:
-            data = data[:1323]
-        case 2:
-            data = b""
-        case 3:
-            return pick(rng, ("====", "é", "AAA", "A A A A", "\ud800", "data:audio/wav;base64,AAAA", "%00"))
-        case 4:
-            data = bytes(1_400_000)
-    return base64.b64encode(data).decode()
-
-
-def _url(rng: Rng) -> str:
-    data = picture(rng)
-    head = pick(rng, ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/gif;base64,", "https://a/b.png"))
-    return head + base64.b64encode(data[: 1 << 20]).decode()
-
-
-def live(rng: Rng) -> list[dict[str, Any]]:
-    """Events of a good client of GPT-Live, its sound and pictures excepted."""
-    session: dict[str, Any] = {"model": "m", "instructions": "be kind", "extensions": ["tml.input_image.append"]}
-    session["audio"] = {"format": {"type": "audio/pcm", "rate": 24_000}, "output": {"voice": "marin"}}
-    session["input"] = [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}]
-    kind = pick(rng, ("client", "responses"))
-    session["delegation"] = {"type": kind} | ({"responses": {"model": "x"}} if kind == "responses" else {})
-    append = {"content": "seven", "delegation_id": None}
-    return [
-        {"type": "session.start", "event_id": "a", "session": session},
-        {"type": "session.input_audio.append", "audio": _sound(rng)},
-        {"type": "session.commentary.append", **append},
-        {"type": "session.thinking.append", **append},
-        {"type": "session.update", "session": {"delegation": copy.deepcopy(session["delegation"])}},
-        {"type": "tml.input_image.append", "image_url": _url(rng)},
-        {"type": "session.input_audio.mute"},
-        {"type": "response.item.create", "item": {}},
-    ]
-
-
-def realtime(rng: Rng) -> list[dict[str, Any]]:
-    """Events of a good client of Realtime, its sound and pictures excepted."""
-    schema = {"type": "object", "properties": {"question": {"type": "string"}}, "required": ["question"]}
-    tools = [{"type": "function", "name": "ask", "parameters": schema}]
-    hears = {
-        "format": {"type": "audio/pcm", "rate": 24_000},
-        "turn_detection": {"type": "server_vad", "threshold": 0.5},
-    }
-    session = {"type": "realtime", "instructions": "be kind", "tools": tools, "tool_choice": "auto"}
-    session |= {"audio": {"input": hears, "output": {"voice": "marin"}}, "output_modalities": ["audio"]}
-    session |= {"reasoning": {"effort": "low"}, "truncation": "auto", "max_output_tokens": "inf"}
-    text = [{"type": "input_text", "text": "seven"}]
-    seen = [{"type": "input_image", "image_url": _url(rng)}, {"type": "input_audio", "audio": _sound(rng)}]
-    create = "conversation.item.create"
-    return [
-        {"type": "session.update", "event_id": "a", "session": session},
-        {"type": "input_audio_buffer.append", "audio": _sound(rng)},
-        {"type": create, "item": {"type": "message", "id": "mine", "role": "user", "content": text}},
-        {"type": create, "item": {"type": "message", "role": "user", "content": seen}, "previous_item_id": "mine"},
-        {"type": create, "item": {"type": "function_call_output", "call_id": "c", "output": "x"}},
-        {"type": "response.create", "response": {"metadata": {"a": "b"}, "instructions": "say seven"}},
-        {"type": "input_audio_buffer.commit"},
-        {"type": "conversation.item.truncate", "item_id": "mine", "content_index": 0, "audio_end_ms": 10},
-        {"type": "conversation.item.retrieve", "item_id": "mine"},
-        {"type": "response.cancel"},
-        {"type": "conversation.item.delete", "item_id": "mine"},
-    ]
-
-
-def _deep(rng: Rng) -> Any:
-    value: Any = 1
-    for _ in range(int(pick(rng, (50, 200, 400, 900)))):
-        value = [value] if rng.random() < 0.5 else {"a": value}
-    return value
-
-
-def _leaves(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        found.append((value, key))
-        _leaves(value[key], found)
-    return found
-
-
-def _distort(rng: Rng, event: dict[str, Any]) -> None:
-    """One value, anywhere, is another, or gone, or has a neighbour."""
-    if not (found := _leaves(event, [])):
-        return
-    holder, key = pick(rng, found)
-    values: tuple[Any, ...] = (None, True, -1, 0.5, 1 << 70, float("nan"), float("inf"), 10**300, "", "x", "\ud800")
-    values += ("x" * 5000, "x" * 1_500_000, [], {}, [[1]], [None], ["x"] * 300, {"type": "x"}, {"": {}}, _deep)
-    match int(rng.integers(6)):
-        case 0:
-            del holder[key]
-        case 1 if isinstance(holder, dict):
-            holder[pick(rng, ("colour", "", "\ud800", "responses", "required", "type", "id"))] = pick(rng, values[:-1])
-        case _:
-            value = pick(rng, values)
-            holder[key] = _deep(rng) if value is _deep else value
-
-
-def texts(rng: Rng, events: list[dict[str, Any]]) -> list[bytes]:
-    """Frames of a conversation with a few things wrong in it."""
-    for _ in range(int(rng.integers(1, 4))):
-        _distort(rng, pick(rng, events))
-    if rng.random() < 0.2:
-        rng.shuffle(events)  # type: ignore[arg-type]
-    if rng.random() < 0.1:
-        events[1:1] = [pick(rng, events[1:])] * int(rng.integers(20, 200))
-    sent = [frame(json.dumps(event).encode()) for event in events]
-    if rng.random() < 0.6:
-        sent.insert(int(rng.integers(len(sent) + 1)), _bad_frame(rng, json.dumps(pick(rng, events)).encode()))
-    return sent
-
-
-def _bad_frame(rng: Rng, good: bytes) -> bytes:
-    return pick(
-        rng,
-        (
-            lambda: frame(good[: int(rng.integers(len(good)))]),
-            lambda: frame(junk(rng, 200)),
-            lambda: frame(b'{"type": "\xc3\x28"}'),
-            lambda: frame(b"\xef\xbb\xbf" + good),
-            lambda: frame(b"[" * 100_000),
-            lambda: frame(b'{"type": ' * 5000),
-            lambda: frame(b'{"type": "session.close", "event_id": 1e999}'),
-            lambda: frame(b'{"type": ' + b"9" * 5000 + b"}"),
-            lambda: frame(b"null"),
-            lambda: frame(good, 2),
-            lambda: frame(b'{"type": "x", "y": "' + b"a" * (2 << 20) + b'"}'),
-            lambda: frame(bytes((4 << 20) + 1)),
-            lambda: frame(good, masked=False),
-            lambda: frame(good, reserved=int(rng.integers(1, 8))),
-            lambda: frame(good, int(rng.integers(3, 16))),
-            lambda: frame(good, 0),
-            lambda: frame(good[:5], fin=False) + frame(good[:5]),
-            lambda: frame(b"", fin=False) + frame(b"", 0, fin=False) * 3000 + frame(good, 0),
-            lambda: frame(bytes(126), 9),
-            lambda: frame(b"hi", 9) * 3000,
-            lambda: frame(b"hi", 10) * 3000,
-            lambda: b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff" + bytes(40),
-            lambda: junk(rng, 1000),
-        ),
-    )()
-
-
 async def live_door(doors: Doors, rng: Rng) -> Answer:
     """GPT-Live, and now and then somebody who watches."""
     return await _openai(doors, rng, "/v1/live/sessions", live(rng))
@@ -465,7 +151,14 @@ async def _openai(doors: Doors, rng: Rng, path: str, events: list[dict[str, Any]
 
 async def http(doors: Doors, rng: Rng) -> Answer:
     """Requests that are none, paths that lead out, names and origins of others, handshakes that are wrong."""
-    paths = ("/", "/page/app.js", "/page/../web.py", "/page/%2e%2e/%2e%2e/web.py", "/page/%00", "/page/" + "a" * 5000)
+    paths: tuple[str, ...] = (
+        "/",
+        "/page/app.js",
+        "/page/../web.py",
+        "/page/%2e%2e/%2e%2e/web.py",
+        "/page/%00",
+        "/page/" + "a" * 5000,
+    )
     paths += ("/metrics", "/v1/info", "/v1/tokens", "/v1/protocol", "/healthz", "/v1/live/sessions/x/attach", "//", "*")
     paths += ("/v1/stream", "/v1/realtime", "/v1/live/sessions", "/%ff%fe", "/?" + "a=b&" * 3000, "http://[::1")
     here = f"127.0.0.1:{doors.web_port}"
@@ -528,11 +221,6 @@ def draw(rng: Rng) -> tuple[str, Act]:
     """A door, and an act at it."""
     name = pick(rng, [name for name, (_, often) in DOORS.items() for _ in range(often)])
     return name, DOORS[name][0]
-
-
-AT_ONCE = 10
-# How nothing may end: by a fault of the server's own.
-FAULTS = {"INTERNAL", "UNKNOWN", "DATA_LOSS", "internal_error", "close 1011", "HTTP 500", "no words", "stuck"}
 
 
 class Thrower:

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import gc
@@ -11,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,14 @@ import pytest
 
 from tests.serve import hostile_acts, hostile_clients
 from tests.serve.conftest import RunningWeb, bursts, start_web
+from tests.serve.hostile_clients import KEY, Answer, Doors, frame
 from tests.serve.test_resume import kept
 from tml_jax import client
+from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
+from tml_jax.serve.doors import web
 from tml_jax.serve.server import ServerSettings
-from tml_jax.wire import events
+from tml_jax.wire import events, protos
 
 SLOTS = 12
 WITNESSES = 2
@@ -43,7 +48,7 @@ class Talks:
 
 async def witness(server: RunningWeb, number: int, talks: Talks) -> None:
     """One conversation, always the same."""
-    address, told = client.Address(server.address, hostile_clients.KEY), list[events.Event]()
+    address, told = client.Address(server.address, KEY), list[events.Event]()
     async with client.connect(address) as channel:
         script = client.Script(bursts(LOUD_S, seed=number), tail_s=0.4, seed=number)
         recording = await client.converse(channel, script, observe=told.append)
@@ -95,7 +100,7 @@ async def throw(server: RunningWeb, seed: int, first: int, last: int) -> dict[st
 async def scenario(bundle, acts: int, seed: int) -> list[str]:
     """All of it; fails where anything grew or a witness's bits changed."""
     settings = ServerSettings(
-        slots=SLOTS, http_address="127.0.0.1:0", api_keys=[hostile_clients.KEY], session=SessionSettings(resume_s=2.0)
+        slots=SLOTS, http_address="127.0.0.1:0", api_keys=[KEY], session=SessionSettings(resume_s=2.0)
     )
     async with start_web(bundle, settings) as server:
         alone, beside, over = Talks(), Talks(), asyncio.Event()
@@ -139,6 +144,101 @@ def check(bundle, caplog: pytest.LogCaptureFixture, acts: int, seed: int) -> Non
     for record in caplog.records[:10]:
         print(record.name, record.getMessage(), record.exc_info and repr(record.exc_info[1]))
     assert not faults, f"{len(faults)} faults, such as {faults[:3]}"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def web_request(*head: str) -> bytes:
+    return "\r\n".join([*head, f"Authorization: Bearer {KEY}", "", ""]).encode()
+
+
+@contextlib.asynccontextmanager
+async def doors_of(bundle: ModelBundle) -> AsyncIterator[Doors]:
+    async with start_web(bundle, ServerSettings(slots=2, http_address="127.0.0.1:0", api_keys=[KEY])) as server:
+        yield Doors(int(server.address.rpartition(":")[2]), server.server.web.port)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        f"{protos.SERVICE}/GetServerInfo",
+        "grpc.health.v1.Health/Check",
+        "grpc.health.v1.Health/Watch",
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_what_is_no_message_of_a_method_is_told(bundle, run, method: str) -> None:
+    async def scenario() -> list[Answer]:
+        answers = [Answer(), Answer()]
+        async with doors_of(bundle) as doors, hostile_clients.channel_to(doors.grpc_port) as channel:
+            for key, answer in zip((KEY, "wrong"), answers, strict=True):
+                await hostile_clients.call(channel, [b"\xff\xff"], answer, method=f"/{method}", key=key)
+        return answers
+
+    known, unknown = run(scenario())
+    assert known.codes == ["INVALID_ARGUMENT"]
+    assert known.sentences == ["A message of 2 bytes is none that this method takes."]
+    assert unknown.codes == (["INVALID_ARGUMENT"] if "Health" in method else ["UNAUTHENTICATED"])
+
+
+@pytest.mark.parametrize("bad", ["Host: [::1", "Host: 127.0.0.1\r\nOrigin: http://["])
+def test_a_name_that_is_none_is_forbidden(bundle, run, bad: str) -> None:
+    async def scenario() -> tuple[int, bytes]:
+        async with doors_of(bundle) as doors:
+            return await hostile_clients.bare(doors, web_request("GET /v1/info HTTP/1.1", bad))
+
+    status, body = run(scenario())
+    assert status == 403
+    assert json.loads(body)["error"]["code"] == "forbidden"
+
+
+def test_who_asks_for_nothing_is_sent_away(bundle, run, monkeypatch) -> None:
+    monkeypatch.setattr(web, "REQUEST_S", 0.3)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def scenario() -> list[bytes]:
+        async with doors_of(bundle) as doors, hostile_clients.opened(doors, "/v1/live/sessions") as talking:
+            got = []
+            for sent in (b"", whole[:20], whole + whole[:20]):
+                reader, writer = await asyncio.open_connection("127.0.0.1", doors.web_port)
+                writer.write(sent)
+                with contextlib.suppress(OSError):
+                    got.append(await asyncio.wait_for(reader.read(), 4))
+                writer.close()
+            await talking.write(frame(b"{"))
+            assert (await talking.read())[0] == 1, "a WebSocket stays"
+            return got
+
+    got = run(scenario())
+    assert [b"200 OK" in data for data in got] == [False, False, True][: len(got)]
+
+
+def test_pongs_that_nobody_reads_do_not_pile_up(bundle, run, monkeypatch) -> None:
+    most = [0]
+    ping = web._Protocol.handle_ping
+
+    def watched(self: web._Protocol) -> None:
+        ping(self)
+        most[0] = max(most[0], self.transport.get_write_buffer_size())
+
+    monkeypatch.setattr(web._Protocol, "handle_ping", watched)
+
+    async def scenario() -> None:
+        async with doors_of(bundle) as doors, hostile_clients.opened(doors, "/v1/live/sessions") as one:
+            one.pause()
+            for _ in range(100):
+                await one.write(frame(bytes(125), 9) * 1000)
+
+    run(scenario())
+    assert 0 < most[0] < 200_000, "of 13 MB"
+
+
+def test_text_that_is_none_closes_the_socket_and_is_no_error_of_the_server(bundle, run, caplog) -> None:
+    async def scenario() -> tuple[int, bytes]:
+        async with doors_of(bundle) as doors, hostile_clients.opened(doors, "/v1/stream") as one:
+            await one.write(frame(b"\xc3\x28"))
+            return await one.read()
+
+    assert run(scenario()) == (8, (1007).to_bytes(2, "big"))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 

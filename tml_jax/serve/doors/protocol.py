@@ -74,7 +74,7 @@ def _finite(text: str) -> float:
 
 def _check_depth(value: object) -> None:
     level = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(MAX_DEPTH):
         inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
         level = [one for values in inner for one in values if isinstance(one, dict | list)]
         if not level:
