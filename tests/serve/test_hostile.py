@@ -21,6 +21,7 @@ import pytest
 from tests.serve import hostile_acts, hostile_clients
 from tests.serve.conftest import RunningWeb, bursts, start_web
 from tests.serve.hostile_clients import KEY, Answer, Doors, frame
+from tests.serve.hostile_messages import REQUEST
 from tests.serve.test_resume import kept
 from tml_jax import client
 from tml_jax.serve.bundle import ModelBundle
@@ -99,8 +100,12 @@ async def throw(server: RunningWeb, seed: int, first: int, last: int) -> dict[st
 
 async def scenario(bundle, acts: int, seed: int) -> list[str]:
     """All of it; fails where anything grew or a witness's bits changed."""
-    settings = ServerSettings(
-        slots=SLOTS, http_address="127.0.0.1:0", api_keys=[KEY], session=SessionSettings(resume_s=2.0)
+    settings = ServerSettings(  # what else this machine has to do is no matter here
+        slots=SLOTS,
+        fullest=10.0,
+        http_address="127.0.0.1:0",
+        api_keys=[KEY],
+        session=SessionSettings(resume_s=2.0, late_ms=3000),
     )
     async with start_web(bundle, settings) as server:
         alone, beside, over = Talks(), Talks(), asyncio.Event()
@@ -191,6 +196,30 @@ def test_a_name_that_is_none_is_forbidden(bundle, run, bad: str) -> None:
     assert json.loads(body)["error"]["code"] == "forbidden"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        ("POST /v1/tokens HTTP/1.1", "Host: 127.0.0.1", "Transfer-Encoding: chunked", "", "zz"),
+        ("HEAD /healthz HTTP/1.1", "Host: 127.0.0.1", "", "\0"),
+        (
+            "GET /v1/stream HTTP/1.1",
+            "Host: 127.0.0.1",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: é",
+            "Sec-WebSocket-Version: 13",
+        ),
+    ],
+)
+def test_what_is_no_request_is_no_error_of_the_server(bundle, run, caplog, head: tuple[str, ...]) -> None:
+    async def scenario() -> int:
+        async with doors_of(bundle) as doors:
+            return (await hostile_clients.bare(doors, web_request(*head)))[0]
+
+    assert run(scenario()) in (0, 200, 400)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def test_who_asks_for_nothing_is_sent_away(bundle, run, monkeypatch) -> None:
     monkeypatch.setattr(web, "REQUEST_S", 0.3)
     whole = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -240,6 +269,49 @@ def test_text_that_is_none_closes_the_socket_and_is_no_error_of_the_server(bundl
 
     assert run(scenario()) == (8, (1007).to_bytes(2, "big"))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_odd_ends_of_one_session_are_not_its_neighbours(bundle, run) -> None:
+    """Public case P6: reset in the middle of a chunk, silence alone, an end without a beginning, over and over."""
+    config = REQUEST(config=protos.SessionConfig(sends_audio=True)).SerializeToString()
+    close = REQUEST(close=protos.CloseInput()).SerializeToString()
+    silence = REQUEST(audio=protos.AudioChunk(pcm=bytes(6400))).SerializeToString()
+
+    async def odd(doors: Doors) -> list[str]:
+        ended = []
+        async with hostile_clients.opened(doors, "/v1/stream") as one:
+            await one.write(frame(config, 2) + frame(silence, 2)[:3000])
+            await asyncio.sleep(0.02)
+            hostile_clients.reset(one.writer)
+        for sent in ([config, silence, close], [close], [config, close]):
+            async with hostile_clients.opened(doors, "/v1/stream") as one:
+                await one.write(b"".join(frame(message, 2) for message in sent))
+                answer = Answer()
+                await one.hear(answer, seconds=20)
+                ended += answer.codes[-1:]
+        return ended
+
+    async def scenario() -> tuple[Talks, Talks, set[str], int]:
+        settings = ServerSettings(
+            slots=4, http_address="127.0.0.1:0", api_keys=[KEY], session=SessionSettings(linger_ms=200, late_ms=3000)
+        )
+        async with start_web(bundle, settings) as server:
+            doors = Doors(int(server.address.rpartition(":")[2]), server.server.web.port)
+            alone, beside, ended = Talks(), Talks(), set[str]()
+            await asyncio.gather(*(witness(server, number, alone) for number in range(3)))
+            talking = asyncio.gather(*(witness(server, number, beside) for number in range(3)))
+            rounds = 0
+            while not talking.done():
+                ended |= set(await odd(doors))
+                rounds += 1
+            await talking
+            await settle(server)
+            return alone, beside, ended, rounds
+
+    alone, beside, ended, rounds = run(scenario())
+    assert sorted(alone.replies) == sorted(beside.replies)
+    assert ended == {"close 1000", "close 1008"}
+    assert rounds >= 2
 
 
 def test_hostile_acts_are_answered_and_touch_nobody_else(bundle, caplog) -> None:

@@ -98,6 +98,9 @@ class _Http(H11Protocol):
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._stop_waiting()
+        if not all(value.isascii() for name, value in self.headers if name.startswith(b"sec-websocket-")):
+            self.send_400_response("Invalid HTTP request received.")  # websockets would say 500
+            return
         super().handle_websocket_upgrade(event)
 
     def on_response_complete(self) -> None:
@@ -105,6 +108,8 @@ class _Http(H11Protocol):
         self._await_request()
 
     def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what is answered already, or will be, is not told after this
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:  # it comes after an answer, or in the middle of one
