@@ -32,7 +32,7 @@ from tml_jax.wire import events, protos
 
 SLOTS = 12
 WITNESSES = 2
-LOUD_S = 8.0
+LOUD_S = 6.0
 
 
 @dataclasses.dataclass
@@ -315,7 +315,7 @@ def test_odd_ends_of_one_session_are_not_its_neighbours(bundle, run) -> None:
 
 
 def test_hostile_acts_are_answered_and_touch_nobody_else(bundle, caplog) -> None:
-    check(bundle, caplog, 300, seed=1)
+    check(bundle, caplog, 250, seed=1)
 
 
 @pytest.mark.soak

@@ -332,9 +332,9 @@ class WebDoor:
             raise AccessError("server_full", "Too many clients are connected: try again later.")
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
         if self._here and not is_loopback(_split(f"//{host}").hostname or ""):
-            raise AccessError("forbidden", f"This server is not {host!r}: use the name that it listens on.")
+            raise AccessError("forbidden", f"This server is not {host[:100]!r}: use the name that it listens on.")
         if origin is not None and _split(origin).netloc != host:
-            raise AccessError("forbidden", f"Pages of {origin} may not use this server.")
+            raise AccessError("forbidden", f"Pages of {origin[:100]} may not use this server.")
         key = request.headers.get("api-key", "")
         for offered in request.scope.get("subprotocols", ()):
             if offered.startswith(_TOKEN):
