@@ -43,7 +43,7 @@ test-clients: $(CLIENTS_VENV)/.clients $(VENV)/.test
 	CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/python -m pytest -m clients $(PYTEST_ARGS) tests/serve
 
 test-tpu: $(TPU_VENV)/.tpu
-	$(TPU_VENV)/bin/python -m pytest -m 'tpu_compile and not slow' $(PYTEST_ARGS)
+	$(TPU_VENV)/bin/python -m pytest -m 'tpu_compile and not slow' $(PYTEST_ARGS) $(TPU_TESTS)
 
 test-browser: $(VENV)/.browser
 	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)

@@ -1,45 +1,63 @@
-"""Measures a model's behaviour: ``python -m launch.evaluate --suite=smoke --checkpoint=checkpoints/inkling_tiny``.
+"""Measures how a system behaves: ``python -m launch.evaluate --suite=smoke --target=grpc:HOST:PORT``.
 
-The suites: `smoke` plays simulated users of every scenario; `overheard` plays a folder of recordings of people who talk
-to somebody else (``--recordings=FOLDER``), all through which a model should be silent.
+The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `overheard` plays a
+folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should be
+silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+
+The targets: a saved model; a server, through the gRPC door; a folder of what was recorded before, by ``--out=FOLDER``
+or by anybody else (docs/bench.md says how it looks).
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from absl import flags
+from absl import app, flags
 from tqdm import tqdm
 
-from launch import cli
+from launch import cli, reach
+from tml_jax import client
 from tml_jax.checkpoint.store import load_model
 from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.data.timeline import Conversation
-from tml_jax.eval import overheard
-from tml_jax.eval.metrics import judge, summarise
+from tml_jax.eval import full_duplex_bench, full_duplex_samples, overheard, panel, targets
+from tml_jax.eval.metrics import summarise
+from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
 from tml_jax.executor.executor import Executor
 from tml_jax.model.interaction import InteractionModel
-from tml_jax.wire.behaviour import Behaviour
+from tml_jax.streams.micro_turn import StreamSpec
 
-SUITE = flags.DEFINE_enum("suite", "smoke", ["smoke", "overheard"], "What to measure.")
-CHECKPOINT = cli.checkpoint()
+TARGET = flags.DEFINE_string(
+    "target", "checkpoint:checkpoints/inkling_tiny", "What to measure: checkpoint:PATH, grpc:HOST:PORT or folder:DIR."
+)
 MESH = cli.mesh("the first device alone")
 DTYPE = cli.dtype()
 WEIGHTS = cli.weights()
+REACH = reach.credentials()
+PACE = flags.DEFINE_enum(
+    "pace", "real", ["real", "fast"], "Of grpc: as people speak, or as fast as --faster_than_real_time takes it."
+)
+SESSIONS = flags.DEFINE_integer("sessions", 1, "Of grpc: conversations at once.", lower_bound=1)
 BANK = cli.bank()
 SPLIT = flags.DEFINE_enum(
-    "split", "heldout", ["heldout", "train"], "Whose voices: held-out ones, or those of training."
+    "split", "heldout", ["heldout", "train"], "Of smoke: whose voices, held-out ones or those of training."
 )
-ENGINES = flags.DEFINE_list("engines", [], "Only users of these speech engines; empty: all.")
-CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario.", lower_bound=1)
-RECORDINGS = flags.DEFINE_string("recordings", None, "Of the suite `overheard`: a folder of sound files.")
+ENGINES = flags.DEFINE_list("engines", [], "Of smoke: only users of these speech engines; empty: all.")
+CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario or a task.", lower_bound=1)
+RECORDINGS = flags.DEFINE_string("recordings", None, "Of overheard: a folder of sound files.")
+DATA = flags.DEFINE_string(
+    "data", None, "Of full_duplex_bench: its published data, or a part of it; none: own samples."
+)
+PEOPLE = flags.DEFINE_string("people", None, "Of full_duplex_bench: its icc_gt_distribution.json.")
 SEED = cli.seed(1000, "Of the simulated users.")
+OUT = cli.out_folder("out", None, "Keep the recorded timelines here, to be scored again as folder:DIR.")
 JSON = cli.json_out()
 
 # The bars of a small model: figure -> (at least?, bar).
@@ -58,15 +76,24 @@ BARS = {
 SLOTS = 24
 
 
+class Suite(NamedTuple):
+    """What is played, for a stream; how what was recorded is scored; whether that needs the sound."""
+
+    cases: Callable[[StreamSpec], list[targets.Case]]
+    score: Callable[[Iterable[Recorded]], dict[str, float]]
+    by_sound: bool
+
+
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
+    suite = _SUITES[SUITE.value]
     try:
-        figures = _measure()
-    except ValueError as error:
+        figures = suite.score(_recorded(suite))
+    except (ValueError, client.SessionError) as error:
         sys.exit(f"launch.evaluate: {error}")
     for name, value in figures.items():
-        print(f"{name:32s} {value:8.3f}{_verdict(name, value)}")
+        print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -79,44 +106,84 @@ def _verdict(name: str, value: float) -> str:
     return f"  ({'at least' if at_least else 'at most'} {bar}: {'met' if met else 'MISSED'})"
 
 
-def _measure() -> dict[str, float]:
+def _recorded(suite: Suite) -> Iterator[Recorded]:
+    """The cases, played or read; kept where that is asked for."""
+    kind, where = targets.parse(TARGET.value)
+    if kind == "folder":
+        if OUT.value:
+            raise app.UsageError("--out keeps what is played; folder:DIR plays nothing.")
+        yield from (case for case in load_all(pathlib.Path(where)) if case.suite in ("", SUITE.value))
+        return
+    target = _grpc(where) if kind == "grpc" else _checkpoint(where)
+    cases = suite.cases(target.spec)
+    for case in tqdm(target.play(cases, sound=suite.by_sound or bool(OUT.value)), total=len(cases), unit="case"):
+        if OUT.value:
+            case.save(pathlib.Path(OUT.value))
+        yield case
+
+
+def _checkpoint(path: str) -> targets.Target:
     executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
-    model_config, params, tokenizer = load_model(
-        CHECKPOINT.value, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8"
-    )
-    rollout = Rollout(InteractionModel(model_config, dtype), params, tokenizer, SLOTS, executor)
-    if SUITE.value == "overheard":
-        return _overheard(rollout)
+    config, params, tokenizer = load_model(path, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8")
+    return targets.Checkpoint(Rollout(InteractionModel(config, dtype), params, tokenizer, SLOTS, executor))
+
+
+def _grpc(address: str) -> targets.Target:
+    return targets.Grpc(REACH(address), real_time=PACE.value == "real", sessions=SESSIONS.value)
+
+
+def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
     config = DataConfig(bank=BANK.value, seed=SEED.value)
     if ENGINES.value:
         # Engines that are not asked for weigh nothing.
         every = {clip.engine for clip in open_bank(config.bank).clips}
         config = dataclasses.replace(config, engines=tuple((e, float(e in ENGINES.value)) for e in sorted(every)))
-    simulator = Simulator(config, model_config.stream, open_bank(config.bank), SPLIT.value)
-    verdicts = []
-    with tqdm(total=CONVERSATIONS.value * len(SCENARIOS), unit="conversation") as bar:
-        for scenario in SCENARIOS:
-            bar.set_description(scenario)
-            for first in range(0, CONVERSATIONS.value, SLOTS):
-                numbers = range(first, min(first + SLOTS, CONVERSATIONS.value))
-                users = [simulator.conversation(i, scenario) for i in numbers]
-                for user, events in zip(users, rollout.run(users, seed=first), strict=True):
-                    verdicts += judge(user.expectations, Behaviour.from_events(events), user.duration_s)
-                bar.update(len(users))
-    return summarise(verdicts)
+    simulator = Simulator(config, spec, open_bank(config.bank), SPLIT.value)
+    return [
+        targets.Case(f"smoke/{scenario}/{i}", "smoke", scenario, simulator.conversation(i, scenario), i)
+        for scenario in SCENARIOS
+        for i in range(CONVERSATIONS.value)
+    ]
 
 
-def _overheard(rollout: Rollout) -> dict[str, float]:
+def _smoke_score(cases: Iterable[Recorded]) -> dict[str, float]:
+    judged = [panel.judged(case) for case in cases]
+    verdicts = [verdict for case in judged for _, verdict in case if verdict is not None]
+    return summarise(verdicts) | panel.shown(panel.figures(judged))
+
+
+def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
+    del spec
     if RECORDINGS.value is None:
         raise ValueError("The suite `overheard` needs recordings of people: --recordings=FOLDER.")
-    users = list(overheard.conversations(RECORDINGS.value, SEED.value))
-    heard: list[tuple[Conversation, Behaviour]] = []
-    with tqdm(total=len(users), unit="conversation") as bar:
-        for first in range(0, len(users), SLOTS):
-            now = users[first : first + SLOTS]
-            heard += zip(now, map(Behaviour.from_events, rollout.run(now, seed=first)), strict=True)
-            bar.update(len(now))
-    return overheard.summarise(heard)
+    talks = overheard.conversations(RECORDINGS.value, SEED.value)
+    return [targets.Case(f"overheard/{i}", "overheard", "talk", talk, i) for i, talk in enumerate(talks)]
+
+
+def _overheard_score(cases: Iterable[Recorded]) -> dict[str, float]:
+    return overheard.summarise((case.duration_s, case.behaviour()) for case in cases)
+
+
+def _full_duplex_cases(spec: StreamSpec) -> list[targets.Case]:
+    if DATA.value:
+        return full_duplex_bench.read_cases(pathlib.Path(DATA.value))
+    return full_duplex_samples.draw(open_bank(BANK.value), spec, SEED.value, CONVERSATIONS.value)
+
+
+def _full_duplex_score(cases: Iterable[Recorded]) -> dict[str, float]:
+    try:
+        people = json.loads(pathlib.Path(PEOPLE.value).read_text()) if PEOPLE.value else None
+    except ValueError as error:
+        raise ValueError(f"{PEOPLE.value} is no JSON file: {error}.") from error
+    return full_duplex_bench.summarise(cases, people)
+
+
+_SUITES = {
+    "smoke": Suite(_smoke_cases, _smoke_score, by_sound=False),
+    "overheard": Suite(_overheard_cases, _overheard_score, by_sound=False),
+    full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, by_sound=True),
+}
+SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from tml_jax.data.timeline import Conversation
 from tml_jax.eval import overheard
 from tml_jax.wire.behaviour import Behaviour
 
@@ -36,7 +35,7 @@ def test_starts_and_shares():
     done = Behaviour(((1.0, 1.4), (1.6, 2.0), (10.0, 10.6), (20.0, 20.2)), (), ())
     silent = Behaviour((), (), ())
     assert overheard.starts(done.sound) == 3
-    figures = overheard.summarise([(Conversation(90.0, ()), done), (Conversation(30.0, ()), silent)])
+    figures = overheard.summarise([(90.0, done), (30.0, silent)])
     assert figures["overheard_minutes"] == 2.0
     assert figures["overheard_starts_a_minute"] == 1.5
     assert figures["overheard_share_spoken"] == pytest.approx(1.6 / 120)

@@ -36,7 +36,7 @@ def scene(name: str) -> Scene:
 def played(name: str, start_s: float, turn: int) -> performance.Performance:
     """A scene in which the model says "hello" in this micro-turn."""
     made = scene(name)
-    script = performance.script_of(made, SPEC, 7)
+    script = performance.script_of(made.conversation, SPEC, 7)
     events = [*journal((turn, "hello")), {"t": 2.2, "turn": 10, "type": "heard", "text": " yellow"}]
     events = [*sorted(events, key=lambda event: event["t"]), {"t": 6.3, "turn": 0, "type": "end"}]
     recording = client.Recording("session", SPEC.sample_rate, events, 6.0, np.full(32_000, 0.5, np.float32))
@@ -51,7 +51,7 @@ def kept(tmp_path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
 
 
 def test_a_scene_is_what_the_client_sends() -> None:
-    script = performance.script_of(scene("Talk"), SPEC, 7)
+    script = performance.script_of(scene("Talk").conversation, SPEC, 7)
     assert script.sound is not None and script.video is not None
     assert script.sound.duration_s == 5.0 and script.duration_s == 5.0 + performance.TAIL_S
     assert np.abs(script.sound.mono()[16_100:31_900]).min() > 0.2

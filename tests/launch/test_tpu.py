@@ -381,23 +381,30 @@ def test_the_guide_types_flags_that_there_are():
 @pytest.mark.tpu_compile
 @pytest.mark.parametrize("kind", ACCELERATORS)
 def test_the_compiler_hides_gathers_with_these_flags(kind):
+    """And what is hidden, in parts, is counted once."""
     pytest.importorskip("libtpu")
     program = f"""
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec as P
+from tml_jax.perf import hlo
 slice_ = topologies.get_topology_desc(platform="tpu", topology_name="{kind}:2x2{"" if kind == "v6e" else "x1"}")
 n = len(slice_.devices)
 mesh = topologies.make_mesh(slice_, (n,), ("fsdp",))
 f = jax.grad(lambda w, x: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0].astype("float32").sum())
 args = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=NamedSharding(mesh, p)) for s, p in (
     ((4, 4096, 4096), P(None, "fsdp")), ((n * 1024, 4096), P("fsdp")))]
-print(jax.jit(f).lower(*args).compile().as_text().count("async_collective_fusion"))
+text = jax.jit(f).lower(*args).compile().as_text()
+moved = [c for c in hlo.analyse(text).collectives if c.kind == "all-gather"]
+print(text.count("async_collective_fusion"), *(part for c in moved for part in (c.count, c.bytes)))
 """
-    hidden = []
+    hidden, moved = [], []
     for flags in ("", init_args(kind)):
         environment = os.environ | ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags}
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-500:]
-        hidden.append(int(done.stdout))
+        fusions, *gathers = map(int, done.stdout.split())
+        hidden.append(fusions)
+        moved.append(gathers)
+    assert moved[0] == moved[1] == [8, 8 * 4096 * 4096 * 2]  # four matrices, forward and backward
     assert hidden[0] == 0 and (hidden[1] > 0) == bool(init_args(kind))

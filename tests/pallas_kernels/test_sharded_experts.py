@@ -136,6 +136,6 @@ def test_a_training_layer_compiles_and_moves_what_the_choice_counts(topology):
     sent, less_memory = compile_layer(topology, "all_to_all", tokens, k=k)
     ragged = next(c for c in sent.collectives if c.kind == "ragged-all-to-all")
     # There and back, forward, once more for the gradients, and as gradients; there is room for half as many again.
-    room = exchange.room(tokens * k)
+    room = exchange.room(tokens * k, devices)
     assert ragged.count == 6 and ragged.bytes == 3 * (room + tokens * k) * row
     assert less_memory.temp_size_in_bytes < memory.temp_size_in_bytes / 3

@@ -84,3 +84,35 @@ def test_sound_is_float_until_the_door_and_loses_no_more_than_16_bits_there() ->
     assert (there.turn, there.start_ms, there.end_ms, there.level) == (7, 1600, 1800, 0.5)
     assert there.samples.dtype == np.float32
     np.testing.assert_allclose(there.samples, samples, atol=0.5001 / 32767)
+
+
+def yields(bundle: ModelBundle, speaks: str, hears: str) -> list[int]:
+    """What is yielded in each micro-turn: "s" where the model speaks, "h" where a word of the user is heard."""
+    outlet, control = Outlet(SPEC, bundle.tokenizer), bundle.tokenizer.control
+    (word,) = bundle.tokenizer.encode(" stop")
+    return [
+        outlet.yielded(
+            turn,
+            np.array([control.speak if s == "s" else control.listen]),
+            np.array([word if h == "h" else control.nothing]),
+        )
+        for turn, (s, h) in enumerate(zip(speaks, hears, strict=True))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("speaks", "hears", "expected"),
+    [
+        ("sssss..", ".......", [0] * 7),  # it has finished
+        ("sssss..", "...h...", [0, 0, 0, 0, 0, 1, 0]),  # it was cut short, told once
+        ("sssss..", ".....h.", [0, 0, 0, 0, 0, 1, 0]),  # with the word that silences it
+        ("ssssss.", "..h....", [0] * 7),  # it had gone on after that
+        (".sss...", "h......", [0] * 7),  # an answer
+        (".ss....", "..h....", [0] * 7),  # the question's last word, heard late
+        ("ss.sssss.", ".......h.", [0] * 8 + [2]),  # epochs count
+    ],
+)
+def test_an_epoch_is_yielded_where_words_of_the_user_end_it(
+    bundle: ModelBundle, speaks: str, hears: str, expected: list[int]
+) -> None:
+    assert yields(bundle, speaks, hears) == expected

@@ -169,6 +169,37 @@ def test_sound_at_any_rate_becomes_the_wires_however_it_is_cut(serving_web, run)
         assert silent == 0, rates
 
 
+def test_the_jitter_buffer_drops_what_the_user_cut_short(serving_web, run) -> None:
+    async def scenario() -> Any:
+        async with serving_web() as server, chromium() as page:
+            await page.goto(at(server))
+            return await import_of(
+                page,
+                "jitter.js",
+                """const TURN = 3200, jitter = new m.JitterBuffer(16000, TURN), out = [];
+                const turn = (number, epoch) => {
+                  jitter.turn(number);
+                  if (epoch) jitter.add(number, new Float32Array(TURN).fill(epoch), epoch);
+                };
+                const play = (ms) => { for (let i = 0; i < ms; i += 10) out.push(...jitter.pull(160)); };
+                turn(0, 1); turn(1, 1); turn(2, 1); // the network had held these up
+                play(180); // of which the first 80 are silent
+                const until = jitter.cut(1);
+                jitter.add(3, new Float32Array(TURN).fill(1), 1); // and this is too late
+                const cut = out.length;
+                play(1000);
+                const faded = out.slice(cut).filter((one) => one).length;
+                const again = jitter.cut(1);
+                turn(6, 2); play(500);
+                return { until, again, faded, heard: out.slice(0, cut).filter((one) => one === 1).length,
+                         next: out.filter((one) => one === 2).length };""",
+            )
+
+    found = run(scenario())
+    assert found.pop("faded") in (159, 160)
+    assert found == {"until": 300, "again": None, "heard": 1600, "next": 3200}
+
+
 def test_the_jitter_buffer_loses_nothing_and_shortens_only_silence(serving_web, run) -> None:
     async def scenario() -> Any:
         async with serving_web() as server, chromium() as page:

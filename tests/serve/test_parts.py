@@ -194,6 +194,43 @@ def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> N
     assert len(sound) == 32_000
 
 
+def late_playback() -> Playback:
+    """Micro-turns 4 to 8, of which the network held up 5 to 8 for 1 s: each is heard 1.04 s later than it could be."""
+    playback = Playback(16_000, real_time=True)
+    playback.add(_sound(1000), 4, 1.0, 1.05, 1)
+    for turn in range(5, 9):
+        playback.add(_sound(1000 * turn), turn, 0.2 * (turn + 1), 2.28 + turn / 1000, 1)
+    return playback
+
+
+def test_what_was_cut_short_is_not_played_to_its_end() -> None:
+    playback = late_playback()
+    heard_out = playback.sound(4.0)
+    until_s = playback.cut(1, 2.425)  # 0.1 s into micro-turn 5, and after all of it came
+    assert until_s == pytest.approx(1.3)
+    playback.add(_sound(9000), 9, 2.0, 2.44, 1)  # of the same stretch, and too late
+    cut = playback.sound(4.0)
+    now = round(2.425 * 16_000)
+    assert np.flatnonzero(heard_out)[-1] / 16_000 == pytest.approx(3.125, abs=1e-3), "0.7 s stale, without the cut"
+    assert np.array_equal(cut[:now], heard_out[:now])
+    assert np.all(np.abs(np.diff(cut[now - 1 :])) < 5000 / 32767 / 100), "it fades"
+    assert not cut[now + 160 :].any()
+    playback.add(_sound(3000), 12, 2.6, 2.65, 2)
+    assert np.round(playback.sound(4.0) * 32767).max() == 5000, "the next stretch is played"
+    assert np.argmax(playback.sound(4.0)[now + 160 :] > 0) + now + 160 == pytest.approx(2.69 * 16_000, abs=2)
+
+
+def test_what_was_played_already_is_not_cut() -> None:
+    playback = late_playback()
+    heard = playback.sound(4.0)
+    assert playback.cut(1, 3.2) is None
+    assert np.array_equal(playback.sound(4.0), heard)
+    faster = Playback(16_000, real_time=False)
+    faster.add(_sound(1000), 4, 1.0, 0.1, 1)
+    assert faster.cut(1, 0.1) is None
+    assert faster.sound(2.0).any(), "without real time all is placed where the session says"
+
+
 def test_turn_taking_is_measured_on_the_sound() -> None:
     rng = np.random.default_rng(0)
 

@@ -143,13 +143,15 @@ def test_history_is_no_question_and_a_typed_message_waits_for_its_response(servi
             item = {"item_id": done["response"]["output"][0]["id"], "content_index": 0}
             await send(socket, {"type": "conversation.item.truncate", "audio_end_ms": 99_000} | item)
             too_long = (await receive(socket, "error"))["error"]["message"]
+            session = next(iter(server.server.sessions._live))
+            assert " six" in [one.text for one in session._said if one.who == "model"]
             await send(socket, {"type": "conversation.item.truncate", "audio_end_ms": 0} | item)
             await receive(socket, "conversation.item.truncated")
+            assert " six" not in [one.text for one in session._said if one.who == "model"], "nor is anybody told so"
             await send(socket, {"type": "conversation.item.retrieve", "item_id": item["item_id"]})
             kept = (await receive(socket, "conversation.item.retrieved"))["item"]
             await send(socket, {"type": "conversation.item.delete", "item_id": "u1"})
             await receive(socket, "conversation.item.deleted")
-            session = next(iter(server.server.sessions._live))
             assert session.config.instructions == "user: one\nassistant: two"
             assert kept["content"][0]["transcript"] == ""
             return told, done["response"], too_long

@@ -322,6 +322,36 @@ def test_sound_that_is_there_is_dropped_and_what_is_missing_is_told(engine, run)
     assert "at most 10 s may be missing" in far[1]
 
 
+def text(offset: int, words: str) -> Any:
+    return protos.ConverseRequest(text=protos.TextInput(text=words, offset=offset))
+
+
+def context(offset: int | None, words: str) -> Any:
+    return protos.ConverseRequest(context=protos.ContextInput(text=words, to_say=True, offset=offset))
+
+
+def test_context_that_is_there_is_dropped_as_text_is(engine, run) -> None:
+    async def scenario() -> tuple:
+        async with OneServer(engine) as server, client.connect(server.address) as channel:
+            old = await call(
+                channel, CONFIG, text(0, "one"), sound(0), context(1, "two"), context(None, "three"), sound(3200)
+            )
+            token = (await old.read()).started.resume_token
+            told = await turns(old, 2)
+            new = await call(channel, resume(token, told[-1].sequence))
+            received = (await new.read()).started.received.texts
+            for number, again in enumerate((text(0, "one"), context(1, "two"), context(2, "four"), text(3, "five"))):
+                await new.write(again)
+                await new.write(sound(6400 + 3200 * number))
+            await new.write(sound(6400 + 3200 * 4))
+            return received, told + await turns(new, 5)
+
+    received, told = run(scenario())
+    assert received == 2, "what has no offset is not counted"
+    said = "".join(message.text.text for message in told if message.WhichOneof("payload") == "text")
+    assert [said.count(word) for word in ("one", "two", "four", "five")] == [1, 1, 1, 1], said
+
+
 def test_a_token_that_is_wrong_or_too_old_opens_nothing(engine, run, tmp_path: pathlib.Path) -> None:
     async def scenario() -> tuple:
         found: list[tuple] = []

@@ -121,6 +121,18 @@ class Context:
         return protos.ConverseRequest(context=protos.ContextInput(text=self.text, to_say=self.to_say))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Played:
+    """What was heard of speech that the user cut short."""
+
+    epoch: int
+    until_ms: int
+
+    def request(self) -> Any:
+        """As a `ConverseRequest`."""
+        return protos.ConverseRequest(played=protos.Played(epoch=self.epoch, until_ms=self.until_ms))
+
+
 def _video_frame(frame: np.ndarray) -> Any:
     kinds = protos.FrameEncoding
     if frame.nbytes <= media.RAW_BYTES:
@@ -202,7 +214,7 @@ async def converse(
                         sounds=microphone or script.sounds(chunk_ms),
                         pictures=script.pictures(event.stream, recording.thumbnails),
                         texts=script.typed(),
-                        asides=asides,
+                        asides=[listener.played, *([asides] if asides is not None else [])],
                         end_s=end_s,
                         sent=lambda time_s: listener.sent(time_s),
                     )
@@ -231,6 +243,7 @@ class _Listener:
         self._sent_s: list[float] = []
         self._period_s = 0.2
         self._playback: Playback | None = None
+        self.played: asyncio.Queue[_Played] = asyncio.Queue()
 
     def begin(self, event: events.Started) -> None:
         """The session has begun; session time 0 is when this client's microphone opens."""
@@ -257,10 +270,14 @@ class _Listener:
     def take(self, event: events.Event) -> None:
         """One event."""
         journal_event(self._journal, event, self._period_s, self._script.sound is not None)
+        now, playback = self.pace.now(), self._playback
         if isinstance(event, events.Turn) and event.turn < len(self._sent_s):
-            self._recording.round_trip_ms.append((self.pace.now() - self._sent_s[event.turn]) * 1000)
-        elif isinstance(event, events.Sound) and self._playback:
-            self._playback.add(event.samples, event.turn, event.start_ms / 1000, self.pace.now())
+            self._recording.round_trip_ms.append((now - self._sent_s[event.turn]) * 1000)
+        if isinstance(event, events.Turn) and event.yielded and playback:
+            if (until_s := playback.cut(event.yielded, now)) is not None:
+                self.played.put_nowait(_Played(event.yielded, round(until_s * 1000)))
+        elif isinstance(event, events.Sound) and playback:
+            playback.add(event.samples, event.turn, event.start_ms / 1000, now, event.epoch)
 
     def end(self, reason: str) -> None:
         """The session is over, for a `reason` if it did not end well."""

@@ -117,6 +117,9 @@ class ResumingCall:
             case "text":
                 request.text.offset = self._sent.texts
                 self._sent.texts += 1
+            case "context":
+                request.context.offset = self._sent.texts
+                self._sent.texts += 1
 
     async def done_writing(self) -> None:
         """Nothing more will be written; the input's end is a message."""
@@ -231,6 +234,8 @@ class ResumingCall:
                 return request.frame.offset < received.frames
             case "text":
                 return request.text.offset < received.texts
+            case "context":
+                return request.context.offset < received.texts
             case "close":
                 return received.closed
             case _:

@@ -5,7 +5,7 @@ import contextlib
 import heapq
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 from tml_jax.wire import protos
@@ -53,7 +53,7 @@ async def send(
     texts: Iterator[Timed],
     end_s: float,
     sent: Callable[[float], None],
-    asides: asyncio.Queue[Any] | None = None,
+    asides: Sequence[asyncio.Queue[Any]] = (),
 ) -> None:
     """Sends everything, then says that no more will come.
 
@@ -68,7 +68,7 @@ async def send(
       texts: what is typed.
       end_s: session time at which the input is closed (not with a microphone).
       sent: called with the session time up to which sound has been sent.
-      asides: what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
+      asides: queues of what comes up meanwhile, each with a `request`; sent at once, until all the rest is.
     """
     one_at_a_time = asyncio.Lock()
 
@@ -84,9 +84,9 @@ async def send(
                 if request.HasField("audio"):
                     sent(time_s)
 
-    async def interject() -> None:
-        while asides is not None:
-            await write((await asides.get()).request())
+    async def interject(queue: asyncio.Queue[Any]) -> None:
+        while True:
+            await write((await queue.get()).request())
 
     async def send_all() -> None:
         if pace.real_time:
@@ -104,7 +104,7 @@ async def send(
             await send_timed(_each(sounds))
             await pace.wait(end_s)
 
-    await _while_it_lasts(send_all(), interject())
+    await _while_it_lasts(send_all(), *map(interject, asides))
     await write(protos.ConverseRequest(close=protos.CloseInput()))
     await call.done_writing()
 

@@ -59,11 +59,15 @@ def starts(sound: Iterable[tuple[float, float]]) -> int:
     return count
 
 
-def summarise(heard: Iterable[tuple[Conversation, Behaviour]]) -> dict[str, float]:
-    """Minutes of talk, how often a minute a model began to speak, and which share of the time it was heard."""
+def summarise(heard: Iterable[tuple[float, Behaviour]]) -> dict[str, float]:
+    """Minutes of talk, how often a minute a model began to speak, and which share of the time it was heard.
+
+    Args:
+      heard: of each conversation its length in seconds, and what the model did.
+    """
     seconds = spoken = begun = 0.0
-    for conversation, done in heard:
-        seconds += conversation.duration_s
+    for duration_s, done in heard:
+        seconds += duration_s
         begun += starts(done.sound)
         spoken += sum(end - start for start, end in done.sound)
     minutes = seconds / 60

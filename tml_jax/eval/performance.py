@@ -10,7 +10,7 @@ import numpy as np
 from tml_jax import client
 from tml_jax.client import media
 from tml_jax.data.demonstration import Scene
-from tml_jax.data.timeline import Frames, UserSpeech, user_sound
+from tml_jax.data.timeline import Conversation, Frames, Instructions, UserSpeech, UserText, user_sound
 from tml_jax.eval import plot
 from tml_jax.eval.conversation import converse, leave
 from tml_jax.eval.outcomes import Outcome, outcomes
@@ -58,15 +58,17 @@ class Performance:
         return text_of(self.recording.events, kind)
 
 
-def script_of(scene: Scene, spec: StreamSpec, seed: int) -> client.Script:
-    """What the client says and shows in a scene."""
-    spoken = media.SoundFile(user_sound(scene.conversation, spec)[:, None], spec.sample_rate)
-    film = next(scene.conversation.of(Frames), None)
+def script_of(conversation: Conversation, spec: StreamSpec, seed: int, tail_s: float = TAIL_S) -> client.Script:
+    """What the client says, types and shows in a conversation, and `tail_s` of silence after it."""
+    spoken = media.SoundFile(user_sound(conversation, spec)[:, None], spec.sample_rate)
+    typed = [(text.time_s, text.text) for text in conversation.of(UserText)]
+    instructions = " ".join(given.text for given in conversation.of(Instructions))
+    film = next(conversation.of(Frames), None)
     video = None
     if film is not None:
         times = (film.start_s + np.arange(len(film.frames)) / film.fps).tolist()
         video = media.VideoFile(list(film.frames), times)
-    return client.Script(spoken, video, tail_s=TAIL_S, seed=seed)
+    return client.Script(spoken, video, typed, tail_s=tail_s, instructions=instructions, seed=seed)
 
 
 def play(server: str, scenes: Sequence[Scene], spec: StreamSpec, seed: int) -> tuple[list[Performance], int]:
@@ -87,7 +89,7 @@ def play(server: str, scenes: Sequence[Scene], spec: StreamSpec, seed: int) -> t
     played: list[Performance] = []
     compilations, start_s = 0, 0.0
     for number, scene in enumerate(scenes, 1):
-        script, recording = script_of(scene, spec, seed), client.Recording()
+        script, recording = script_of(scene.conversation, spec, seed), client.Recording()
         print(f"\nScene {number} of {len(scenes)}: {scene.name}, spoken by {scene.voice}", flush=True)
         compilations = converse(server, script, recording, None, CHUNK_MS)
         length = recording.duration_s = _whole_turns(recording.duration_s, spec)

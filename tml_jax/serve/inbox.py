@@ -128,12 +128,12 @@ class Inbox:
         self._blocks.append((dataclasses.replace(block, waiting=waiting), text))
         self._put += 1
 
-    def put_text(self, tokens: Sequence[int], *notes: Note, typed: bool = False) -> None:
-        """Text for the micro-turn that is being filled now; `typed` by the client."""
+    def put_text(self, tokens: Sequence[int], *notes: Note, counted: bool = False) -> None:
+        """Text for the micro-turn that is being filled now; `counted` among the client's."""
         with self._lock:
             self._new.extend(tokens)
             self._notes.extend(notes)
-            self._texts += typed
+            self._texts += counted
 
     @property
     def queued(self) -> int:
@@ -147,7 +147,7 @@ class Inbox:
 
     @property
     def texts(self) -> int:
-        """Texts that the client typed."""
+        """Texts of the client's."""
         return self._texts
 
     @property

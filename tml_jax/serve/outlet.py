@@ -11,6 +11,8 @@ from tml_jax.streams.text import TextDecoder, Tokenizer
 from tml_jax.wire import events
 
 AUDIBLE = 1e-4  # sound below this is not told
+OVERLAP = 3  # micro-turns from words that silence the model to its silence
+LATE = 2  # micro-turns from the end of a word to its being heard, at most
 
 Piece = tuple[str, int, int]
 
@@ -45,28 +47,73 @@ class _Text:
         self._since = state["since"]
 
 
+class _Speech:
+    """Counts the stretches of the model's speech, and tells which of them the user cut short.
+
+    Whether the user spoke over it is what the model heard, in words: loudness would take any noise for an interruption,
+    and cut the ends of sentences.
+
+    Attributes:
+      epoch: the present or last stretch, from 1; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._since: int | None = None  # micro-turn in which the present one began
+        self._heard: int | None = None  # micro-turn in which the user was last heard
+
+    def push(self, turn: int, speaks: bool, hears: bool) -> int:
+        """One micro-turn: the epoch that it ends, where the user did that, else 0."""
+        self._heard = turn if hears else self._heard
+        since, heard = self._since, self._heard
+        if speaks:
+            self.epoch += since is None
+            self._since = turn if since is None else since
+            return 0
+        self._since = None
+        over = since is not None and heard is not None and heard >= max(since + LATE, turn - OVERLAP + 1)
+        return self.epoch if over else 0
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers."""
+        return {"epoch": self.epoch, "since": self._since, "heard": self._heard}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on where another one was."""
+        self.epoch, self._since, self._heard = state["epoch"], state["since"], state["heard"]
+
+
 class Outlet:
     """One session's. Not thread-safe: one call at a time, micro-turns in order."""
 
     def __init__(self, spec: StreamSpec, tokenizer: Tokenizer) -> None:
         """Makes the outlet of a session that begins."""
-        self._spec, self._control = spec, tokenizer.control
-        self._said, self._heard = _Text(tokenizer), _Text(tokenizer)
+        self._spec, self._tokenizer, self._control = spec, tokenizer, tokenizer.control
+        self._said, self._heard, self._speech = _Text(tokenizer), _Text(tokenizer), _Speech()
         self._vocoder = Vocoder(spec)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"said": self._said, "heard": self._heard, "vocoder": self._vocoder, "speech": self._speech}
 
     def state(self) -> dict[str, Any]:
         """All that it remembers."""
-        return {"said": self._said.state(), "heard": self._heard.state(), "vocoder": self._vocoder.state()}
+        return {name: part.state() for name, part in self._parts.items()}
 
     def go_on(self, state: dict[str, Any]) -> None:
         """Goes on where another one was."""
-        for name, part in (("said", self._said), ("heard", self._heard), ("vocoder", self._vocoder)):
+        for name, part in self._parts.items():
             part.go_on(state[name])
 
     def decision(self, tokens: np.ndarray) -> events.Decision:
         """What the micro-turn's tokens, at least one, decide."""
         silent = {self._control.listen: events.Decision.LISTEN, self._control.delegate: events.Decision.DELEGATE}
         return silent.get(int(tokens[0]), events.Decision.SPEAK)
+
+    def yielded(self, turn: int, tokens: np.ndarray, heard: np.ndarray) -> int:
+        """The epoch that ends in micro-turn `turn` because the user spoke over it; 0 where none does."""
+        speaks = self.decision(tokens) is events.Decision.SPEAK
+        return self._speech.push(turn, speaks, any(self._tokenizer.is_word(int(token)) for token in heard))
 
     def words(self, turn: int, tokens: np.ndarray, heard: np.ndarray) -> list[events.HeardWords | events.Words]:
         """What micro-turn `turn` says, and heard in it: each token of what is said leads a part of the next one."""
@@ -91,4 +138,4 @@ class Outlet:
             return None
         start_ms = (turn + 1) * self._spec.micro_turn_ms
         level = float(np.sqrt(np.mean(samples * samples)))
-        return events.Sound(turn, start_ms, start_ms + self._spec.micro_turn_ms, samples, level)
+        return events.Sound(turn, start_ms, start_ms + self._spec.micro_turn_ms, samples, level, self._speech.epoch)

@@ -140,7 +140,7 @@ class SessionInput:
             self._room.clear()
             await self._room.wait()
         self.begin()  # also of a session that could send sound and does not
-        self._put_text(self._control.user, Note("user_text", text), typed=True)
+        self._put_text(self._control.user, Note("user_text", text), counted=True)
 
     def _is_old(self, offset: int | None, count: int | None) -> bool:
         """Whether a client that has come back sends this again; of sound (no count) `SoundIntake` knows."""
@@ -161,11 +161,14 @@ class SessionInput:
         """Tokens of text that may wait, as many as are read in `max_text_ms`."""
         return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
 
-    def push_context(self, text: str, *, to_say: bool) -> None:
+    def push_context(self, text: str, *, to_say: bool, offset: int | None = None) -> None:
         """What the client's own background model found, for the model `to_say`, or else further instructions.
 
+        With an `offset` it is counted among the client's texts, as if typed, and what is there already is dropped.
         Raises BadInputError for what cannot be taken, also where the model has too much to read already.
         """
+        if self._is_old(offset, self._inbox.texts):
+            return
         text = intake.check_text(text)
         self._count_input(len(text))
         self._check_open("text")
@@ -175,11 +178,12 @@ class SessionInput:
                 f"The model would have more than {seconds} s of text to read: send less, or later."
             )
         self.begin()
+        counted = offset is not None
         if to_say:
-            self._answer(text)
+            self._put_text(self._control.background, Note("background", text), counted=counted)
             self._report(TaskEvent(None, "finished", text))
         else:
-            self._put_text(self._control.instructions, Note("instructions", text))
+            self._put_text(self._control.instructions, Note("instructions", text), counted=counted)
 
     def begin(self) -> None:
         """Time goes on from now on, whether sound comes or not. It does so with the first thing that comes, too."""
@@ -282,10 +286,10 @@ class SessionInput:
             return self._inbox.queued < 1
         return not self._engine.unpaced and self._inbox.queued == 0 and self._pacer.late(now)
 
-    def _put_text(self, head: int, note: Note, *, typed: bool = False) -> None:
+    def _put_text(self, head: int, note: Note, *, counted: bool = False) -> None:
         """What the model is told: begins with that token."""
         tokens = [head, *self._tokenizer.encode(" " + note.text)]
-        self._inbox.put_text(tokens, *self._reported(), note, typed=typed)
+        self._inbox.put_text(tokens, *self._reported(), note, counted=counted)
 
     def _now(self) -> float:
         return (self._turn + 1) * self._spec.micro_turn_s

@@ -45,6 +45,7 @@ class SessionOutput(SessionInput):
         self._results: asyncio.Queue[TurnResult] = asyncio.Queue()
         self._step_ms: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._misses = self._silence_ms = self._quiet = 0
+        self._cut: tuple[int, float] = (0, 0.0)  # the last epoch that the user cut short, and its end
 
     def _receive(self, result: TurnResult) -> None:
         self._results.put_nowait(result)
@@ -93,6 +94,7 @@ class SessionOutput(SessionInput):
                 block.frames,
                 block.received,
                 block.lost_ms,
+                self._outlet.yielded(turn, result.tokens, result.heard),
             )
         ]
         told += self._outlet.words(turn, result.tokens, result.heard)
@@ -136,8 +138,24 @@ class SessionOutput(SessionInput):
             self._tasks.hand_over(self._now(), self._said)
         return told
 
+    def played(self, epoch: int, until_ms: int) -> None:
+        """Of an epoch that was cut short the client has played what comes before `until_ms`; the rest was not said.
+
+        What the background model will be told depends on it, and nothing that the model reads but the answer to that,
+        which is kept with the session's input. Without it all that was told counts as said.
+        """
+        cut, end_s = self._cut
+        if epoch == cut:
+            self.unsay(until_ms, round(end_s * 1000))
+
+    def unsay(self, start_ms: int, end_ms: int) -> None:
+        """The words whose sound begins in this session time were not heard: the background model is not told them."""
+        self._said.unsay(start_ms / 1000, end_ms / 1000)
+
     def _count(self, event: events.Turn) -> None:
         self._turn = event.turn
+        if event.yielded:
+            self._cut = event.yielded, self._now()
         self._step_ms.append(event.step_ms)
         self._misses += event.missed
         self._silence_ms += event.silence_ms
@@ -170,6 +188,7 @@ class SessionOutput(SessionInput):
             "waiting": block.waiting,
             "counts": (self._misses, self._silence_ms, self._quiet),
             "closed": (self._closed_at, self._longest_linger_ms),
+            "cut": self._cut,
             "last": {"received": vars(block.received), "heard": block.heard, "held": block.held},
             "journal": self._journal.size,
         }
@@ -191,3 +210,4 @@ class SessionOutput(SessionInput):
         self._inbox.go_on(turn, state["waiting"], state["last"]["received"]["texts"])
         self._misses, self._silence_ms, self._quiet = state["counts"]
         self._close_at(*state["closed"])
+        self._cut = state["cut"]

@@ -30,7 +30,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How much there is of a client's input: samples of each channel, pictures, typed texts; whether it was closed."""
+    """How much there is of a client's input: samples of each channel, pictures, texts; whether it was closed."""
 
     sound: int = 0
     frames: int = 0
@@ -59,7 +59,8 @@ class Started:
 class Turn:
     """One micro-turn was stepped; `input_level`, `silence_ms` and `lost_ms` describe the user's sound in it.
 
-    `received` is what there is for good of the input, and what its client need not keep.
+    `received` is what there is for good of the input, and what its client need not keep. `yielded`, where it is not 0,
+    is the epoch that ended here because the user spoke over it: what is not played yet of `Sound` up to it is stale.
     """
 
     turn: int
@@ -71,6 +72,7 @@ class Turn:
     frames: int
     received: Position = Position()
     lost_ms: int = 0
+    yielded: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +97,17 @@ class HeardWords:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sound:
-    """The model's sound, float32 mono in [-1, 1] at the stream's rate; `level` is its root mean square."""
+    """The model's sound, float32 mono in [-1, 1] at the stream's rate; `level` is its root mean square.
+
+    `epoch` counts, from 1, the stretches of speech, each from one silent decision of the model to the next.
+    """
 
     turn: int
     start_ms: int
     end_ms: int
     samples: np.ndarray
     level: float
+    epoch: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

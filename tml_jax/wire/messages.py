@@ -47,16 +47,23 @@ def to_message(event: events.Event) -> Any:
                 frames=event.frames,
                 received=protos.Position(**vars(event.received)),
                 lost_ms=event.lost_ms,
+                yielded=event.yielded,
             )
             return reply(turn=turn)
         case events.Words():
             return reply(text=protos.TextOut(**vars(event)))
         case events.HeardWords():
             return reply(heard=protos.Heard(**vars(event)))
-        case events.Sound(turn, start_ms, end_ms, samples, level):
-            pcm = to_pcm(samples).tobytes()
-            time_s = start_ms / 1000
-            audio = protos.AudioOut(pcm=pcm, turn=turn, time_s=time_s, level=level, start_ms=start_ms, end_ms=end_ms)
+        case events.Sound():
+            audio = protos.AudioOut(
+                pcm=to_pcm(event.samples).tobytes(),
+                turn=event.turn,
+                time_s=event.start_ms / 1000,
+                level=event.level,
+                start_ms=event.start_ms,
+                end_ms=event.end_ms,
+                epoch=event.epoch,
+            )
             return reply(audio=audio)
         case events.Background(turn, task, state, text):
             code = protos.BackgroundState.Value(f"BACKGROUND_STATE_{state.upper()}")
@@ -101,13 +108,14 @@ def to_event(message: Any) -> events.Event:
                 m.frames,
                 position(m.received),
                 m.lost_ms,
+                m.yielded,
             )
         case "text":
             return events.Words(m.turn, m.text, m.start_ms, m.end_ms)
         case "heard":
             return events.HeardWords(m.turn, m.text, m.start_ms, m.end_ms)
         case "audio":
-            return events.Sound(m.turn, m.start_ms, m.end_ms, from_pcm(m.pcm), m.level)
+            return events.Sound(m.turn, m.start_ms, m.end_ms, from_pcm(m.pcm), m.level, m.epoch)
         case "background":
             return events.Background(m.turn, m.task if m.HasField("task") else None, _STATE[m.state], m.text)
         case "go_away":

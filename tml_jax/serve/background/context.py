@@ -120,6 +120,13 @@ class Timeline:
         while len(self._said) > MAX_ENTRIES or self._characters > MAX_CHARACTERS:
             self._characters -= len(self._said.popleft().text)
 
+    def unsay(self, start_s: float, end_s: float) -> None:
+        """What the model would have said from `start_s` until before `end_s` was heard by nobody."""
+        self._said = collections.deque(
+            one for one in self._said if one.who != "model" or not start_s <= one.time_s < end_s
+        )
+        self._characters = sum(len(one.text) for one in self._said)
+
     def package(self, time_s: float) -> ContextPackage:
         """The conversation up to then."""
         return ContextPackage(time_s, tuple(one for one in self if one.time_s <= time_s), self.picture)

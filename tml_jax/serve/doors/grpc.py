@@ -269,7 +269,10 @@ async def _take(session: Session, request: Any) -> None:
         case "text":
             await session.push_text(request.text.text, _offset(request.text))
         case "context":
-            session.push_context(request.context.text, to_say=request.context.to_say)
+            context = request.context
+            session.push_context(context.text, to_say=context.to_say, offset=_offset(context))
+        case "played":
+            session.played(request.played.epoch, request.played.until_ms)
         case "close":
             await session.close_input()
         case "received":
@@ -318,4 +321,5 @@ def session_config(config: Any) -> SessionConfig:
         instructions=config.instructions,
         sound=intake.SoundFormat(config.sample_rate or 16_000, config.channels or 1, formats[config.encoding]),
         seed=config.seed,
+        background=not config.client_background,
     )

@@ -194,6 +194,7 @@ class RealtimeConversation(conversation.Conversation):
         if end_ms > item.audio_ms:
             sentence = f"Audio content of {item.audio_ms}ms is already shorter than {end_ms}ms."
             raise ProtocolError("invalid_value", sentence, "audio_end_ms")
+        self.session.unsay(item.start_ms + end_ms, item.start_ms + item.audio_ms)
         item.truncate(end_ms)
         where = {"item_id": item.name, "content_index": 0, "audio_end_ms": end_ms}
         await self._send("conversation.item.truncated", **where)

@@ -27,11 +27,13 @@ class Item:
 
     Attributes:
       resource: as the client is shown it. pending: the model has not been told of it.
+      start_ms: session time at which its sound begins.
       audio_ms: sound of the model in it. marks: (ms, characters): how much of its text had begun by then.
     """
 
     resource: dict[str, Any]
     pending: bool = False
+    start_ms: int = 0
     audio_ms: int = 0
     marks: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 

@@ -283,6 +283,8 @@ class RealtimeTelling(Telling):
     def _audio(self, response: _Response, audio: bytes) -> Messages:
         if not response.text_alone:
             assert response.item is not None
+            if not response.item.audio_ms:
+                response.item.start_ms = self.now_ms
             response.item.audio_ms += self._stream.micro_turn_ms
             yield {"type": "response.output_audio.delta", **self._where(response), "delta": to_base64(audio)}
 

@@ -36,7 +36,7 @@ export class Conversation {
     Object.assign(this, { codec, on });
     this.finished = false;
     this.resume = null; // with what the session can be gone on with, once it has begun
-    this.sent = { audio: 0, frame: 0, text: 0 };
+    this.sent = { audio: 0, frame: 0, text: 0 }; // what is context counts as text
     this.kept = []; // what was sent, and the server may not have for good
     this.sequence = 0;
   }
@@ -92,7 +92,7 @@ export class Conversation {
 
   // What the server has for good need not be kept.
   #forget({ sound, frames, texts }) {
-    const has = { audio: sound, frame: frames, text: texts };
+    const has = { audio: sound, frame: frames, text: texts, context: texts };
     this.kept = this.kept.filter(({ kind, value }) => !(kind in has) || value.offset >= has[kind]);
   }
 
@@ -136,9 +136,10 @@ export class Conversation {
 
   // Sends something that must arrive, over this connection or the next one.
   #send(kind, value, count = 1) {
-    if (kind in this.sent) {
-      value = { ...value, offset: this.sent[kind] };
-      this.sent[kind] += count;
+    const counted = kind === "context" ? "text" : kind;
+    if (counted in this.sent) {
+      value = { ...value, offset: this.sent[counted] };
+      this.sent[counted] += count;
     }
     this.kept.push({ kind, value });
     if (this.kept.length > MOST_KEPT) this.kept.shift();
@@ -161,7 +162,12 @@ export class Conversation {
   }
 
   context(text, toSay) {
-    this.#write("context", { text, to_say: toSay });
+    this.#send("context", { text, to_say: toSay });
+  }
+
+  // What was heard of speech that the user cut short.
+  played(value) {
+    this.#write("played", value);
   }
 
   // The user says no more; the model finishes what it is saying.

@@ -3,13 +3,15 @@
 //
 // Sound of micro-turn k belongs to session time (k + 1) micro-turns. How long before its time a micro-turn arrives is
 // its slack. One that comes too late moves everything after it back by as much and a little more; when for a while
-// everything came much too early, silence is shortened. So the delay follows the network, and speech is never cut.
+// everything came much too early, silence is shortened. So the delay follows the network, and speech is never cut, but
+// where the user cuts it short.
 
 const FIRST_MS = 80; // of slack that is aimed at
 const MORE_MS = 40; // after each micro-turn that came too late
 const MOST_MS = 600;
 const SPARE_MS = 60; // of slack beyond the aim that is left alone
 const WATCHED = 25; // micro-turns
+const FADE_MS = 10; // in which sound that is cut goes to nothing
 
 export class JitterBuffer {
   constructor(rate, microTurn) {
@@ -22,6 +24,7 @@ export class JitterBuffer {
     this.loud = -2; // the last micro-turn with sound
     this.late = -1;
     this.underruns = 0;
+    this.stale = 0; // epoch
   }
 
   #samples(ms) {
@@ -58,10 +61,29 @@ export class JitterBuffer {
   }
 
   // The sound of a micro-turn that was just told.
-  add(number, samples) {
+  add(number, samples, epoch) {
+    if (epoch <= this.stale) return;
     if (this.late === number && this.loud === number - 1) this.underruns++; // a listener hears a gap
     this.loud = number;
-    this.pieces.push({ start: (number + 1) * this.microTurn, samples });
+    this.pieces.push({ start: (number + 1) * this.microTurn, samples, epoch });
+  }
+
+  // The user has cut short what was said up to this epoch: nothing more of it is played. Gives session time in ms up to
+  // which it was, null where all that came of it was.
+  cut(epoch) {
+    const fade = this.#samples(FADE_MS);
+    const stale = this.pieces.filter((piece) => piece.epoch <= epoch);
+    this.pieces = this.pieces.filter((piece) => !stale.includes(piece));
+    this.stale = epoch;
+    if (!stale.length) return null;
+    const { start, samples, epoch: of } = stale[0];
+    const played = this.playhead - start;
+    if (played > 0) {
+      const left = samples.slice(0, played + fade);
+      for (let i = played; i < left.length; i++) left[i] *= 1 - (i - played + 1) / fade;
+      this.pieces.unshift({ start, samples: left, epoch: of });
+    }
+    return Math.round((1000 * Math.max(start, this.playhead)) / this.rate);
   }
 
   // The next `count` samples; where there is nothing to play, silence.

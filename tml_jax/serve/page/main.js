@@ -84,7 +84,8 @@ async function start(microphone = $("microphone").checked) {
       rate,
       microTurn: (rate * periodMs) / 1000,
       onBlock: (heard, played) => mine.begun && !mine.paused && hear(mine, heard, played, rate),
-      onState: ({ underruns, slackMs }) => {
+      onState: ({ underruns, slackMs, played }) => {
+        if (played) return mine.talk.played(played);
         number("underruns", underruns, underruns > 0);
         number("slack", `${Math.round(slackMs)} ms`);
       },
@@ -181,9 +182,10 @@ function take(mine, kind, event) {
   if (kind === "started") return;
   if (kind === "audio") event.samples = fromPcm(event.pcm);
   for (const line of recording.take({ [kind]: event }, server.codec.enums)) draw(line);
-  if (kind === "audio") mine.sound.play(event.turn, event.samples);
+  if (kind === "audio") mine.sound.play(event.turn, event.samples, event.epoch);
   if (kind !== "turn") return;
   mine.sound.turn(event.turn);
+  if (event.yielded) mine.sound.cut(event.yielded);
   mine.steps.push(event.step_ms);
   if (mine.steps.length > STEPS) mine.steps.shift();
   mine.missed += event.deadline_missed;

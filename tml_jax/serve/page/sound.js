@@ -53,8 +53,13 @@ export class Sound {
     this.speaker.port.postMessage({ turn });
   }
 
-  play(turn, samples) {
-    this.speaker.port.postMessage({ turn, samples }, [samples.buffer]);
+  play(turn, samples, epoch) {
+    this.speaker.port.postMessage({ turn, samples, epoch }, [samples.buffer]);
+  }
+
+  // What was said up to this epoch was cut short by the user.
+  cut(epoch) {
+    this.speaker.port.postMessage({ cut: epoch });
   }
 
   // The microphone goes; what is being said is still played.

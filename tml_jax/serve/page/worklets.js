@@ -45,7 +45,11 @@ class Speaker extends AudioWorkletProcessor {
     this.alive = true;
     this.port.onmessage = ({ data }) => {
       if (data.stop) this.alive = false;
-      else if (data.samples) this.jitter.add(data.turn, data.samples);
+      else if (data.samples) this.jitter.add(data.turn, data.samples, data.epoch);
+      else if (data.cut) {
+        const until_ms = this.jitter.cut(data.cut);
+        if (until_ms !== null) this.port.postMessage({ played: { epoch: data.cut, until_ms } });
+      }
       else {
         this.jitter.turn(data.turn);
         const { underruns, slackMs } = this.jitter;

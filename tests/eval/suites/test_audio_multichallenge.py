@@ -1,0 +1,149 @@
+"""Rubrics: the published columns, the two published figures by hand, and a judge behind the OpenAI client."""
+
+import contextlib
+import http.server
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.eval.suites.said import said
+from tml_jax.eval.bootstrap import Estimate, Hidden
+from tml_jax.eval.suites import audio_multichallenge as audiomc
+from tml_jax.eval.suites.audio_multichallenge import Case, Score
+from tml_jax.eval.suites.judge import ChatJudge, WordJudge
+
+ROW = {
+    "id": "3tc3",
+    "axis": "VOICE_EDITING",
+    "rubric": ["Books for four. ", "Says no time."],
+    "user_turn_1_transcript": "Book a table for six",
+    "assistant_turn_1_transcript": "Done.",
+    "user_turn_2_transcript": "no wait, four",
+    "assistant_turn_2_transcript": "A table for four.",
+    "user_turn_3_transcript": None,
+}
+CASE = Case(
+    "3tc3",
+    "VOICE_EDITING",
+    (("User", "Book a table for six"), ("Assistant", "Done."), ("User", "no wait, four")),
+    ("Books for four.", "Says no time."),
+)
+
+
+@pytest.mark.parametrize("rubric", [ROW["rubric"], json.dumps(ROW["rubric"])])
+def test_loads_the_published_columns(tmp_path, rubric):
+    (tmp_path / "audiomc.jsonl").write_text(json.dumps(ROW | {"rubric": rubric}))
+    assert audiomc.load(tmp_path / "audiomc.jsonl") == [CASE]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rubric": "Books for four"}, "“rubric” of .*line 1 is not a list"),
+        ({"rubric": []}, "“rubric” of .*line 1 is empty"),
+        ({"rubric": '{"a": 1}'}, "“rubric” of .*line 1 is not a list"),
+        ({"axis": None}, "line 1 has no “axis”"),
+        ({"user_turn_1_transcript": " "}, "line 1 has no “user_turn_1_transcript”"),
+    ],
+)
+def test_says_what_is_wrong_with_a_file(tmp_path, change, told):
+    (tmp_path / "audiomc.jsonl").write_text(json.dumps(ROW | change))
+    with pytest.raises(ValueError, match=told):
+        audiomc.load(tmp_path / "audiomc.jsonl")
+
+
+@contextlib.contextmanager
+def model(answer: Callable[[list[dict[str, str]]], str]) -> Iterator[str]:
+    """A server of chat completions whose model is a function; yields its base URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            message = {"role": "assistant", "content": answer(body["messages"])}
+            reply: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
+            reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_every_rubric_is_judged_on_the_reply_alone():
+    """The judge is shown the conversation as given, with what the model said after the last turn began."""
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        shown, criterion = messages[1]["content"].split("\n\nCriterion: ")
+        assert shown.split("\n\n") == [
+            "User: Book a table for six",
+            "Assistant: Done.",
+            "User: no wait, four",
+            "Assistant: four at noon",
+        ]
+        met = criterion == "Books for four."
+        return f"```json\n{json.dumps({'explanation': 'so', 'criteria_met': met})}\n```"
+
+    with model(answer) as url:
+        judge = ChatJudge(url, "referee")
+        assert judge.name == "referee"
+        assert audiomc.score(CASE, said((1.0, "six"), (9.0, "four at noon")), judge, since_s=8.0) == Score(
+            "VOICE_EDITING", (True, False)
+        )
+
+
+def test_a_grade_of_one_to_three_is_zero_to_two_points():
+    def answer(messages: list[dict[str, str]]) -> str:
+        bus = "bus" in messages[1]["content"].rpartition("Answer: ")[2]
+        return json.dumps({"score": 3 if bus else 2})
+
+    with model(answer) as url:
+        judge = ChatJudge(url, "referee")
+        assert [judge.grade("what", "a red bus", text) for text in ("a car", "the bus")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [("yes!", "did not reply in JSON: 'yes!'"), ('{"criteria_met": "yes"}', "gave 'yes' where true or false")],
+)
+def test_a_judge_that_makes_no_sense_is_not_believed(reply, told):
+    with model(lambda messages: reply) as url, pytest.raises(ValueError, match=told):
+        ChatJudge(url, "referee").meets([("User", "hi")], "Greets.")
+
+
+def test_a_judge_that_is_not_there_is_said_in_one_sentence():
+    with pytest.raises(ValueError, match="The judge referee cannot be asked"):
+        ChatJudge("http://127.0.0.1:9/v1", "referee").meets([("User", "hi")], "Greets.")
+
+
+def test_without_a_judge():
+    assert audiomc.score(CASE, said(), WordJudge()) == Score("VOICE_EDITING", (False, False))
+    with pytest.raises(ValueError, match="judged by a chat model"):
+        audiomc.score(CASE, said((1.0, "four")), WordJudge())
+    grades = [WordJudge().grade("what is it", "it is a red bus", text) for text in ("a red bus", "a bus", "it is")]
+    assert grades == [2, 1, 0]
+
+
+def test_the_published_figures():
+    """By hand: of 10 conversations 4 pass; the others meet 1 of 2, 0 of 1 and 3 of 4 rubrics, twice each."""
+    one, other = "VOICE_EDITING", "SELF_COHERENCE"
+    some = [Score(other, (True, False)), Score(other, (False,)), Score(other, (True, True, True, False))]
+    figures = audiomc.summarise([Score(one, (True, True))] * 4 + some * 2)
+    apr, ars = figures["audiomc_apr"], figures["audiomc_ars"]
+    assert isinstance(apr, Estimate) and apr.value == pytest.approx(0.4)
+    assert isinstance(ars, Estimate) and ars.value == pytest.approx((4 + 2 * (0.5 + 0 + 0.75)) / 10)
+    assert figures["audiomc_apr_voice_editing"] == Hidden(4) and figures["audiomc_apr_self_coherence"] == Hidden(6)

@@ -1,0 +1,112 @@
+"""A judge of meaning: a chat model behind an OpenAI-compatible endpoint, or, without one, the words themselves.
+
+A figure that a chat model judged is comparable only with figures of the same model; one that was judged by words is a
+substitute that published figures cannot be compared with at all. `Judge.name` goes beside every figure.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from tml_jax.eval.suites.common import plain
+
+
+class Judge(Protocol):
+    """Says whether words mean what they should.
+
+    Attributes:
+      name: of the judge, for people to read.
+    """
+
+    name: str
+
+    def grade(self, question: str, reference: str, said: str) -> int:
+        """How much of a reference answer was said: 0 little, or something wrong; 1 a part; 2 nearly all."""
+        ...
+
+    def meets(self, conversation: Sequence[tuple[str, str]], criterion: str) -> bool:
+        """Whether the last turn of a conversation, of (who, text), meets a criterion."""
+        ...
+
+
+class WordJudge:
+    """Ours, offline: compares words, and knows no synonym. It cannot judge a criterion."""
+
+    name = "words in common (offline substitute)"
+
+    def grade(self, question: str, reference: str, said: str) -> int:
+        """2 where at least 4 of 5 of the reference's words, without the question's, were said; 1 from 2 of 5 on."""
+        wanted = set(plain(reference)) - set(plain(question)) or set(plain(reference))
+        share = len(wanted & set(plain(said))) / max(1, len(wanted))
+        return (share >= 0.4) + (share >= 0.8)
+
+    def meets(self, conversation: Sequence[tuple[str, str]], criterion: str) -> bool:
+        """Not possible.
+
+        Raises:
+          ValueError: always.
+        """
+        raise ValueError("A rubric is judged by a chat model: give the base URL and the name of one.")
+
+
+class ChatJudge:
+    """A chat model; the extra `background` has its client."""
+
+    def __init__(self, base_url: str, model: str, key: str = "none") -> None:
+        """Connects when it is asked first.
+
+        Args:
+          base_url: up to and with ``/v1``.
+          model: its name there.
+          key: for it.
+
+        Raises:
+          ValueError: there is no `openai`.
+        """
+        try:
+            import openai
+        except ImportError:
+            raise ValueError("A chat model as a judge needs `openai`: install the extra `background`.") from None
+        self.name = model
+        self._openai = openai
+        self._client: Any = openai.OpenAI(base_url=base_url, api_key=key)
+
+    def grade(self, question: str, reference: str, said: str) -> int:
+        """See `Judge`. The scale is that of ProactiveVideoQA's judge; the wording is ours."""
+        reply = self._ask(
+            "Compare an answer about a video with the reference answer. Reply with a JSON object with one field, "
+            '"score": 3 if the answer has all that matters of the reference, whatever its wording; 2 if it has a part '
+            "of it, or all of it beside serious errors; 1 if it misses most of it, is wrong, or is about something "
+            "else.",
+            f"Question: {question}\nReference answer: {reference}\nAnswer: {said}",
+            "score",
+        )
+        if reply not in (1, 2, 3):
+            raise ValueError(f"The judge {self.name} gave {reply!r} as a score, not 1, 2 or 3.")
+        return int(reply) - 1
+
+    def meets(self, conversation: Sequence[tuple[str, str]], criterion: str) -> bool:
+        """See `Judge`. The fields asked for are those of Audio MultiChallenge's judge; the wording is ours."""
+        reply = self._ask(
+            "You are shown a conversation and one criterion for its last turn. Judge that turn by the criterion alone. "
+            'Reply with a JSON object: "explanation", one sentence, and "criteria_met", true or false.',
+            "\n\n".join(f"{who}: {text}" for who, text in conversation) + f"\n\nCriterion: {criterion}",
+            "criteria_met",
+        )
+        if not isinstance(reply, bool):
+            raise ValueError(f"The judge {self.name} gave {reply!r} where true or false was asked for.")
+        return reply
+
+    def _ask(self, task: str, text: str, field: str) -> Any:
+        messages = [{"role": "system", "content": task}, {"role": "user", "content": text}]
+        try:
+            reply = self._client.chat.completions.create(model=self.name, messages=messages)
+        except self._openai.OpenAIError as error:
+            raise ValueError(f"The judge {self.name} cannot be asked: {error}") from None
+        said = reply.choices[0].message.content or ""
+        try:
+            # Some models put a fence or a sentence around it.
+            found = json.loads(said[said.index("{") : said.rindex("}") + 1])
+        except ValueError:
+            raise ValueError(f"The judge {self.name} did not reply in JSON: {said[:80]!r}.") from None
+        return found.get(field)
