@@ -50,6 +50,7 @@ MAX_CONNECTIONS = 256  # more are told 503
 _KEY, _TOKEN = "openai-insecure-api-key.", "token."
 _SUBPROTOCOLS = (stream.PROTOCOL, "realtime")
 REQUEST_S = 15.0  # for a request to come whole, as far as its body
+MAX_PINGS = 50  # a second
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -66,8 +67,18 @@ class _Protocol(WebSocketsSansIOProtocol):
         await super().run_asgi()
         self.loop.call_later(GONE_S, self.transport.abort)
 
+    _pings, _second = 0, 0
+
     def handle_ping(self) -> None:
-        if self.writable.is_set():
+        second = int(self.loop.time())
+        self._pings, self._second = (self._pings if second == self._second else 0) + 1, second
+        if self.close_sent:
+            self.conn.data_to_send()
+        elif self._pings > MAX_PINGS:  # a flood of them would keep everybody waiting
+            self.conn.data_to_send()
+            self.conn.send_close(1008, f"Send at most {MAX_PINGS} pings a second.")
+            self.handle_parser_exception()
+        elif self.writable.is_set():
             super().handle_ping()
         else:  # who reads nothing does not read pongs, which would wait without end
             self.conn.data_to_send()
