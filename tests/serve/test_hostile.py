@@ -33,6 +33,7 @@ from tml_jax.wire import events, protos
 SLOTS = 12
 WITNESSES = 2
 LOUD_S = 6.0
+LATE_MS = 30_000  # silence that is put in is a matter of the clock; what is compared is bits
 
 
 @dataclasses.dataclass
@@ -105,7 +106,7 @@ async def scenario(bundle, acts: int, seed: int) -> list[str]:
         fullest=10.0,
         http_address="127.0.0.1:0",
         api_keys=[KEY],
-        session=SessionSettings(resume_s=2.0, late_ms=3000),
+        session=SessionSettings(resume_s=2.0, late_ms=LATE_MS),
     )
     async with start_web(bundle, settings) as server:
         alone, beside, over = Talks(), Talks(), asyncio.Event()
@@ -284,7 +285,7 @@ def test_odd_ends_of_one_session_are_not_its_neighbours(bundle, run) -> None:
 
     async def scenario() -> tuple[Talks, Talks, set[str], int]:
         settings = ServerSettings(
-            slots=4, http_address="127.0.0.1:0", api_keys=[KEY], session=SessionSettings(linger_ms=200, late_ms=3000)
+            slots=4, http_address="127.0.0.1:0", api_keys=[KEY], session=SessionSettings(linger_ms=200, late_ms=LATE_MS)
         )
         async with start_web(bundle, settings) as server:
             doors = Doors(int(server.address.rpartition(":")[2]), server.server.web.port)
