@@ -356,9 +356,11 @@ def flags_of(module):
     path = ROOT.joinpath(*module.split("."))
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     names = set(re.findall(r'(?:flags\.DEFINE_\w+|cli\.out_\w+)\(\s*"(\w+)"', source))
-    for function in re.findall(r"(?:cli|reach)\.(\w+)\(", source):
-        body = re.search(rf"def {function}\(.*?(?=\ndef |\Z)", shared, re.DOTALL)
-        names |= set(re.findall(r'(?:DEFINE_\w+|out_\w+)\(\s*"(\w+)"', body[0] if body else ""))
+    asked = re.findall(r"(?:cli|reach)\.(\w+)\(", source)
+    for function in asked:
+        if body := re.search(rf"def {function}\(.*?(?=\ndef |\Z)", shared, re.DOTALL):
+            names |= set(re.findall(r'(?:DEFINE_\w+|out_\w+)\(\s*"(\w+)"', body[0]))
+            asked += set(re.findall(r"[ (](\w+)\(", body[0])) - set(asked)
     return names
 
 

@@ -135,7 +135,9 @@ def test_a_training_layer_compiles_and_moves_what_the_choice_counts(topology):
     assert moved["all-gather"].bytes == pytest.approx(2 * devices * tokens * row, rel=0.01)
     sent, less_memory = compile_layer(topology, "all_to_all", tokens, k=k)
     ragged = next(c for c in sent.collectives if c.kind == "ragged-all-to-all")
-    # There and back, forward, once more for the gradients, and as gradients; there is room for half as many again.
-    room = exchange.room(tokens * k, devices)
-    assert ragged.count == 6 and ragged.bytes == 3 * (room + tokens * k) * row
+    # There and back; for the gradients there once more, with those of the results, and back. With them, but for the
+    # results, travel the choices' weights, each in a tile's 128 lanes.
+    room, choices, scale = exchange.room(tokens * k, devices), tokens * k, 4 * 128
+    assert ragged.count == 8
+    assert ragged.bytes == (3 * room + 2 * choices) * row + (2 * room + choices) * scale
     assert less_memory.temp_size_in_bytes < memory.temp_size_in_bytes / 3

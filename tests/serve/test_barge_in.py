@@ -188,6 +188,7 @@ def check(found: list[Interruption]) -> None:
     assert max(one.uncut - one.heard for one in found if one.held_up) > 0.15, "and there was something"
 
 
+@pytest.mark.slow
 def test_nothing_stale_is_heard_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(6, 6, monkeypatch)
     report(found)

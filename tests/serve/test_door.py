@@ -5,6 +5,7 @@ import threading
 import time
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -228,6 +229,45 @@ def test_typed_text_alone_makes_a_session(serving, run) -> None:
     said = [event for event in run(scenario()).events if event["type"] == "word"]
     assert [event["text"] for event in said] == [" seven"]
     assert 1 <= said[0]["turn"] <= 5
+
+
+def test_who_could_speak_and_only_types_is_answered(serving, run) -> None:
+    """Public case P10."""
+
+    async def scenario() -> list[events.Event]:
+        async with serving(real_time=True) as server, client.connect(server.address) as channel:
+            call, told = protos.converse_method(channel)(), list[events.Event]()
+            await call.write(protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True)))
+            await asyncio.sleep(0.5)
+            await call.write(protos.ConverseRequest(text=protos.TextInput(text="seven")))
+            async with asyncio.timeout(10):
+                while not any(isinstance(event, events.Words) for event in told):
+                    told.append(messages.to_event(await call.read()))
+            call.cancel()
+            return told
+
+    told = run(scenario())
+    silences = [event.silence_ms for event in told if isinstance(event, events.Turn)]
+    assert silences[0] == 200, "what was put in is told"
+
+
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_half_of_a_call_that_is_closed_is_input_that_is_closed(serving, run, seconds: int) -> None:
+    """Public case P7: an iterator that ends closes the input, and the model finishes."""
+
+    async def scenario() -> tuple[list[events.Event], grpc.StatusCode]:
+        async with serving(real_time=True) as server, client.connect(server.address) as channel:
+            sound = np.split(bursts(2.0, seed=1).pcm(), 2)[:seconds]
+            sent = [protos.ConverseRequest(audio=protos.AudioChunk(pcm=piece.tobytes())) for piece in sound]
+            opened = protos.ConverseRequest(config=protos.SessionConfig(sends_audio=True, wants_audio=True))
+            call = protos.converse_method(channel)(iter([opened, *sent]))
+            told = [messages.to_event(message) async for message in call]
+            return told, await call.code()
+
+    told, code = run(scenario())
+    assert code is grpc.StatusCode.OK
+    assert isinstance(told[-1], events.Ended)
+    assert sum(isinstance(event, events.Words) for event in told) == (seconds and 2), "after each burst"
 
 
 def test_a_session_whose_sound_cannot_be_made_in_time_is_ended(bundle, run, monkeypatch) -> None:

@@ -23,6 +23,7 @@ from tml_jax.serve.doors.web import WebDoor
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.server import ServerSettings
 from tml_jax.serve.sessions import Sessions
+from tml_jax.streams.text import Tokenizer
 from tml_jax.wire import events
 from tml_jax.wire.pcm import to_pcm
 
@@ -142,6 +143,30 @@ def test_delegation_changes_but_not_its_type() -> None:
     for wrong in ({"delegation": {"type": "client"}}, {"instructions": "x"}):
         with pytest.raises(ProtocolError, match="cannot change"):
             live_config.read_update({"session": wrong}, resource)
+    resource = live_config.read_config({"session": {"model": "m"}}).resource
+    with pytest.raises(ProtocolError, match=r"Unknown parameter: 'session\.delegation\.responses'"):
+        live_config.read_update({"session": {"delegation": {"type": "client", "responses": {}}}}, resource)
+
+
+def test_what_is_too_long_is_not_cut_into_tokens(serving_web, run, monkeypatch) -> None:
+    encode, sizes = Tokenizer.encode, list[int]()
+
+    def counted(self: Tokenizer, text: str) -> list[int]:
+        sizes.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+
+    async def scenario() -> dict:
+        async with serving_web() as server, started(server) as socket:
+            append = {"type": "session.thinking.append", "content": "x" * 1_000_000, "delegation_id": None}
+            await send(socket, append)
+            return (await receive(socket, "error"))["error"]
+
+    error = run(scenario())
+    assert error["code"] == "string_above_max_length"
+    assert error["message"] == "A content of 1000000 characters is too long: send at most 500 tokens."
+    assert max(sizes, default=0) < 5000, "a million take seconds of everybody's time"
 
 
 # The door itself.
@@ -172,6 +197,9 @@ async def started(server, **session: object):
 HOSTILE = [
     ("{", "invalid_json"),
     ("[" * 100_000, "invalid_json"),
+    ("[" * 33 + "]" * 33, "invalid_json"),
+    ('{"type": "session.close", "event_id": NaN}', "invalid_json"),
+    ('{"type": "session.close", "event_id": 1e999}', "invalid_json"),
     ("[]", "invalid_event"),
     ("{}", "missing_parameter"),
     (b"\x00\x01", "invalid_event"),

@@ -252,6 +252,7 @@ def test_a_cancelled_response_is_heard_no_more_until_the_model_pauses() -> None:
         (detection("server_vad", idle_timeout_ms=6000), "unsupported_parameter", None),
         ({"tools": [{"type": "mcp"}]}, "unsupported_parameter", "session.tools[0].type"),
         ({"tools": [TWO]}, "unsupported_parameter", "session.tools"),
+        ({"tools": [ASK | {"parameters": {"required": [["question"]]}}]}, "unsupported_parameter", "session.tools"),
         ({"tools": [TWO, TWO | {"name": "three"}]}, "unsupported_parameter", "session.tools"),
         ({"tools": [ASK], "tool_choice": {"type": "function", "name": "b"}}, "invalid_value", "session.tool_choice"),
     ],

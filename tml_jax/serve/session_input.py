@@ -117,6 +117,7 @@ class SessionInput:
         heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
         async with self._pools.heavy if heavy else contextlib.nullcontext():
             frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
+        self.begin()
         async with self._busy:
             self._assembler.push_frame(frame)
             self._said.picture = frame
@@ -138,6 +139,7 @@ class SessionInput:
         while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
             self._room.clear()
             await self._room.wait()
+        self.begin()  # also of a session that could send sound and does not
         self._put_text(self._control.user, Note("user_text", text), counted=True)
 
     def _is_old(self, offset: int | None, count: int | None) -> bool:
@@ -175,6 +177,7 @@ class SessionInput:
             raise intake.BadInputError(
                 f"The model would have more than {seconds} s of text to read: send less, or later."
             )
+        self.begin()
         counted = offset is not None
         if to_say:
             self._put_text(self._control.background, Note("background", text), counted=counted)
@@ -183,7 +186,7 @@ class SessionInput:
             self._put_text(self._control.instructions, Note("instructions", text), counted=counted)
 
     def begin(self) -> None:
-        """Time goes on from now on, whether sound comes or not."""
+        """Time goes on from now on, whether sound comes or not. It does so with the first thing that comes, too."""
         self._pacer.begin(time.monotonic())
 
     async def close_input(self, longest_linger_ms: int | None = None) -> None:

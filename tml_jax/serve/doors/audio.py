@@ -55,7 +55,7 @@ class AudioFormat:
 
     def __post_init__(self) -> None:
         if self.type not in _RATES:
-            raise intake.BadInputError(f"Audio of type {self.type!r} is not known here: {', '.join(_RATES)} are.")
+            raise intake.BadInputError(f"Audio of type {self.type[:100]!r} is not known here: {', '.join(_RATES)} are.")
         if self.rate not in _RATES[self.type]:
             allowed = " or ".join(map(str, _RATES[self.type]))
             raise intake.BadInputError(f"{self.type} at {self.rate} Hz is not known here: send {allowed} Hz.")

@@ -171,7 +171,10 @@ class Conversation:
             event["event_id"] = f"event_{next(self._numbers)}"
         if client_event_id is not None:
             event["client_event_id"] = client_event_id
-        await self._socket.send_text(json.dumps(event))
+        try:
+            await self._socket.send_text(json.dumps(event))
+        except RuntimeError as error:  # somebody else here has found out first
+            raise WebSocketDisconnect(1006) from error
 
     async def _fail(self, error: ProtocolError, status: int) -> None:
         """Tells the error that ends the connection, if the client still listens."""

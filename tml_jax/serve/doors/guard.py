@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
 from tml_jax.serve.doors.access import Access, AccessError, QuotaError
@@ -25,15 +26,17 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         """As gRPC has it."""
         handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
+        if handler is None:
             return handler
+        if handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
+            return _read(handler)
         sent = dict(handler_call_details.invocation_metadata or ())
         try:
             owner = self._access.owner(sent.get("authorization", ""), sent.get("api-key", ""))
         except AccessError as error:
             return _refused(handler, grpc.StatusCode.UNAUTHENTICATED, str(error))
         talks = handler_call_details.method == f"/{protos.SERVICE}/Converse"
-        return self._counted(handler, owner) if owner and talks else handler
+        return self._counted(handler, owner) if owner and talks else _read(handler)
 
     def _counted(self, handler: grpc.RpcMethodHandler, owner: str) -> grpc.RpcMethodHandler:
         inner = handler.stream_stream
@@ -52,13 +55,49 @@ def _refused(handler: grpc.RpcMethodHandler, code: grpc.StatusCode, sentence: st
     async def abort(request: Any, context: grpc.aio.ServicerContext) -> None:
         await context.abort(code, sentence)
 
-    kind = {
+    return _kind(handler)(abort, None, handler.response_serializer)  # whatever came
+
+
+def _kind(handler: grpc.RpcMethodHandler) -> Callable[..., grpc.RpcMethodHandler]:
+    return {
         (False, False): grpc.unary_unary_rpc_method_handler,
         (False, True): grpc.unary_stream_rpc_method_handler,
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[handler.request_streaming, handler.response_streaming]
-    return kind(abort, handler.request_deserializer, handler.response_serializer)
+
+
+def _read(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
+    """A method whose client is told where its message is none: gRPC would say UNKNOWN."""
+    if (read := handler.request_deserializer) is None:
+        return handler
+
+    async def one(data: bytes, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return read(data)
+        except DecodeError:
+            sentence = f"A message of {len(data)} bytes is none that this method takes."
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence)
+
+    async def several(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        async for data in sent:
+            yield await one(data, context)
+
+    def method(inner: Callable[..., Any]) -> Callable[..., Any]:
+        async def respond(sent: Any, context: grpc.aio.ServicerContext) -> Any:
+            answer = inner(several(sent, context) if handler.request_streaming else await one(sent, context), context)
+            if not hasattr(answer, "__aiter__"):
+                return await answer
+            async for part in answer:
+                await context.write(part)
+
+        return respond
+
+    return _kind(handler)(method(_inner(handler)), None, handler.response_serializer)
+
+
+def _inner(handler: grpc.RpcMethodHandler) -> Callable[..., Any]:
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
 
 
 def add_port(server: grpc.aio.Server, address: str, tls: Tls | None) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from starlette.websockets import WebSocket
 
+from tml_jax.serve import intake
 from tml_jax.serve.doors import conversation, live_config, pictures, protocol
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
 from tml_jax.serve.doors.protocol import ProtocolError, to_base64
@@ -190,10 +191,13 @@ class _Client(conversation.Conversation):
             )
         name = event["delegation_id"]
         if name is not None and (not isinstance(name, str) or name not in self._main.delegations):
-            raise ProtocolError("unknown_delegation", f"There is no delegation {name!r} here.", "delegation_id")
-        tokens = len(self._sessions.engine.bundle.tokenizer.encode(text))
-        if tokens > MAX_APPEND:
-            sentence = f"A content of {tokens} tokens is too long: send at most {MAX_APPEND}."
+            sentence = f"There is no delegation {str(name)[:100]!r} here."
+            raise ProtocolError("unknown_delegation", sentence, "delegation_id")
+        # What is too long is not cut into tokens: that takes seconds, in which nobody is served.
+        count = len(text) if len(text) > intake.MAX_TEXT else len(self._sessions.engine.bundle.tokenizer.encode(text))
+        if count > MAX_APPEND:
+            unit = "characters" if len(text) > intake.MAX_TEXT else "tokens"
+            sentence = f"A content of {count} {unit} is too long: send at most {MAX_APPEND} tokens."
             raise ProtocolError("string_above_max_length", sentence, "content")
         self.session.push_context(text, to_say=kind == "session.commentary.append")
 

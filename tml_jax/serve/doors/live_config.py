@@ -132,7 +132,7 @@ def read_update(event: dict[str, Any], resource: dict[str, Any]) -> dict[str, An
         sentence = f"The type of delegation cannot change in a session: it is {before['type']}."
         raise ProtocolError("immutable_parameter", sentence, "session.delegation.type")
     if isinstance(changes.get("responses"), dict):
-        changes = changes | {"responses": before["responses"] | changes["responses"]}
+        changes = changes | {"responses": before.get("responses", {}) | changes["responses"]}
     return {"delegation": _delegation({"delegation": before | changes})}
 
 

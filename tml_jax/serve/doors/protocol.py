@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,6 +13,9 @@ from tml_jax.serve.doors.audio import AudioFormat
 VOICES = frozenset(
     ["alloy", "ash", "ballad", "beacon", "bossa", "cedar", "cinder", "coral", "delta", "echo", "gleam", "marin"]
 ).union(["meridian", "quartz", "ripple", "sage", "shida", "shimmer", "stone", "tempo", "verse", "vesper", "willow"])
+
+
+MAX_DEPTH = 32  # of objects and lists in each other; what is echoed and merged is walked by recursion
 
 
 class ProtocolError(ValueError):
@@ -39,12 +43,13 @@ def read_event(text: str, events: Mapping[str, Collection[str]]) -> dict[str, An
       events: the types, and their fields beside type and event_id.
 
     Raises:
-      ProtocolError: it is no JSON object, has no type, or a field that its type does not have.
+      ProtocolError: it is no JSON object, is nested too deep, has no type, or a field that its type does not have.
     """
     try:
-        event = json.loads(text)
+        event = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError):
         raise ProtocolError("invalid_json", "The message is not valid JSON.") from None
+    _check_depth(event)
     if not isinstance(event, dict):
         raise ProtocolError("invalid_event", "An event must be a JSON object.")
     event_id = event.get("event_id")
@@ -58,6 +63,23 @@ def read_event(text: str, events: Mapping[str, Collection[str]]) -> dict[str, An
         error.event_id = event_id
         raise
     return event
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; ValueError for NaN and the infinities, which JSON does not have, and what would become one."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
+
+
+def _check_depth(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise ProtocolError("invalid_json", f"The message is nested too deep: send at most {MAX_DEPTH} levels.")
 
 
 def string(fields: dict[str, Any], name: str, where: str) -> str:

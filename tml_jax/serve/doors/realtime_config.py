@@ -303,7 +303,7 @@ def read_function(resource: dict[str, Any], where: str) -> Function | None:
 def _argument(parameters: dict[str, Any]) -> str | None:
     """The one that takes a question. Raises ValueError where there must be more, or others."""
     properties, required = parameters.get("properties") or {}, parameters.get("required") or []
-    if not isinstance(properties, dict) or not isinstance(required, list):
+    if not (isinstance(properties, dict) and isinstance(required, list) and all(isinstance(n, str) for n in required)):
         raise ValueError("has parameters that are no JSON schema of an object")
     strings = [name for name, schema in properties.items() if isinstance(schema, dict) and _is_string(schema)]
     needed = [name for name in strings if name in required]

@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import h11
 import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
@@ -20,6 +21,8 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tml_jax.serve import watch
@@ -46,6 +49,8 @@ MAX_CONNECTIONS = 256  # more are told 503
 # What a browser can send with a WebSocket: subprotocols. These bring a key, or a token.
 _KEY, _TOKEN = "openai-insecure-api-key.", "token."
 _SUBPROTOCOLS = (stream.PROTOCOL, "realtime")
+REQUEST_S = 15.0  # for a request to come whole, as far as its body
+MAX_PINGS = 50  # a second
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -53,12 +58,85 @@ class _Protocol(WebSocketsSansIOProtocol):
     """A connection whose client does not read does not stay for ever, and one that was refused is no error."""
 
     async def send(self, message: Any) -> None:
+        if self.close_sent:
+            raise ClientDisconnected
         await super().send(message)
         self.handshake_complete |= self.close_sent  # or uvicorn logs an error for each that was refused
 
     async def run_asgi(self) -> None:
         await super().run_asgi()
         self.loop.call_later(GONE_S, self.transport.abort)
+
+    _pings, _second = 0, 0
+
+    def handle_ping(self) -> None:
+        second = int(self.loop.time())
+        self._pings, self._second = (self._pings if second == self._second else 0) + 1, second
+        if self.close_sent:
+            self.conn.data_to_send()
+        elif self._pings > MAX_PINGS:  # a flood of them would keep everybody waiting
+            self.conn.data_to_send()
+            self.conn.send_close(1008, f"Send at most {MAX_PINGS} pings a second.")
+            self.handle_parser_exception()
+        elif self.writable.is_set():
+            super().handle_ping()
+        else:  # who reads nothing does not read pongs, which would wait without end
+            self.conn.data_to_send()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:  # uvicorn would log an error
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+
+class _Http(H11Protocol):
+    """A connection that asks for nothing does not stay, and what is no request is no error."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._stop_waiting()
+        if not all(value.isascii() for name, value in self.headers if name.startswith(b"sec-websocket-")):
+            self.send_400_response("Invalid HTTP request received.")  # websockets would say 500
+            return
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_request()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what is answered already, or will be, is not told after this
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # it comes after an answer, or in the middle of one
+            self.transport.close()
+
+    def _await_request(self) -> None:
+        self._stop_waiting()
+        self._late = self.loop.call_later(REQUEST_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -101,6 +179,7 @@ class WebDoor:
         tls = self._safety.tls
         config = uvicorn.Config(
             Starlette(routes=self._routes()),
+            http=_Http,
             ws=_Protocol,
             ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # sound in base64 hardly shrinks, and a bomb would unfold
@@ -263,16 +342,24 @@ class WebDoor:
         if self._server is not None and len(self._server.server_state.connections) > MAX_CONNECTIONS:
             raise AccessError("server_full", "Too many clients are connected: try again later.")
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        if self._here and not is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or ""):
-            raise AccessError("forbidden", f"This server is not {host!r}: use the name that it listens on.")
-        if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
-            raise AccessError("forbidden", f"Pages of {origin} may not use this server.")
+        if self._here and not is_loopback(_split(f"//{host}").hostname or ""):
+            raise AccessError("forbidden", f"This server is not {host[:100]!r}: use the name that it listens on.")
+        if origin is not None and _split(origin).netloc != host:
+            raise AccessError("forbidden", f"Pages of {origin[:100]} may not use this server.")
         key = request.headers.get("api-key", "")
         for offered in request.scope.get("subprotocols", ()):
             if offered.startswith(_TOKEN):
                 return self._access.redeem(offered.removeprefix(_TOKEN))
             key = offered.removeprefix(_KEY) if offered.startswith(_KEY) else key
         return self._access.owner(request.headers.get("authorization", ""), key)
+
+
+def _split(address: str) -> urllib.parse.SplitResult:
+    """Its parts, none of what is no address."""
+    try:
+        return urllib.parse.urlsplit(address)
+    except ValueError:
+        return urllib.parse.urlsplit("")
 
 
 class _Page(StaticFiles):
