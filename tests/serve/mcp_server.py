@@ -2,7 +2,7 @@
 
 Its tools: `echo`, `die` (is killed in the middle of a call), `hang`, `babble` (prints rubbish beside its answer),
 `fork` (leaves processes that hold its output open, and dies), `flood` (says 20 MB), `pid`, `nap` (answers
-after half a second).
+after half a second), `shut` (closes its output and lives on).
 """
 
 import json
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-TOOLS = ("echo", "die", "hang", "babble", "fork", "flood", "pid", "nap")
+TOOLS = ("echo", "die", "hang", "babble", "fork", "flood", "pid", "nap", "shut")
 
 
 def send(message: dict) -> None:
@@ -33,6 +33,9 @@ def call(name: str, arguments: dict) -> str:
     if name == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "hang":
+        time.sleep(600)
+    if name == "shut":
+        os.close(1)
         time.sleep(600)
     if name == "nap":
         time.sleep(0.5)

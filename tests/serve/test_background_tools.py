@@ -100,6 +100,18 @@ def test_a_server_that_hangs_costs_its_deadline_and_is_ended() -> None:
     with_server(scenario)
 
 
+def test_a_server_that_closes_its_output_and_lives_is_started_again() -> None:
+    """As one that dies does, for a moment."""
+
+    async def scenario(server: McpServer) -> None:
+        with pytest.raises(Exception, match="Connection closed"):
+            await use(server, "shut")
+        assert await use(server, "echo", text="on") == "on"
+        assert server.starts == 2
+
+    with_server(scenario, call_s=5.0)
+
+
 def test_a_call_that_is_given_up_leaves_the_server_to_the_others() -> None:
     async def scenario(server: McpServer) -> None:
         pid = await use(server, "pid")
@@ -193,7 +205,7 @@ def test_what_a_server_says_of_its_tools_is_not_believed() -> None:
         server = McpServer(McpSettings("t", (sys.executable, SCRIPT), harmless=("echo",)), 1.0)
         await server.start()
         assert {tool.name for tool in server.tools if not tool.consequential} == {"t_echo"}
-        assert len(server.tools) == 8
+        assert len(server.tools) == 9
         await server.close()
 
     asyncio.run(run())

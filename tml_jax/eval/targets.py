@@ -168,6 +168,3 @@ def parse(target: str) -> tuple[str, str]:
     if kind not in _KINDS or not rest:
         raise ValueError(f"A target is checkpoint:PATH, grpc:HOST:PORT or folder:DIR, not {target!r}.")
     return kind, rest
-
-
-KINDS = ("checkpoint", "grpc", "folder")
