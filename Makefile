@@ -26,8 +26,14 @@ NEWEST_TESTS ?= tests/model/test_parity.py tests/model/test_streaming.py tests/m
 demo: $(VENV)/.base
 	$(BIN)/python -m launch.demo
 
+# Two files at a time, but served conversations, which go by the clock, one after another.
 test: $(VENV)/.test
+ifdef PYTEST_ARGS
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+else
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --ignore=tests/serve
+	$(BIN)/python -m pytest tests/serve
+endif
 
 test-newest: $(NEWEST_VENV)/.newest
 	$(NEWEST_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(NEWEST_TESTS)
