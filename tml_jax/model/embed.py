@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -74,14 +75,16 @@ class VisionEmbed(nnx.Module):
 
     def __call__(self, patches: Float[Array, "*b t h w c"]) -> Float[Array, "*b d"]:
         """Normalised pixels [..., frames, side, side, 3] -> [..., D]."""
-        *lead, t, h, w, c = patches.shape
-        x = patches.astype(self.norm.w.dtype)
-        axes = (*range(len(lead)), *(len(lead) + axis for axis in (0, 2, 4, 1, 3, 5, 6)))
+        *lead, _, _, _, channels = patches.shape
+        # Cells in cells, the last fold's outermost: then each fold is a reshape, and cells are rows of a product.
+        times, sides = ([fold[i] for fold in reversed(self.folds)] for i in (0, 1))
+        x = patches.astype(self.norm.w.dtype).reshape(*lead, *times, *sides, *sides, channels)
+        axes = np.arange(3 * len(self.folds)).reshape(3, -1).T.reshape(-1) + len(lead)
+        x = x.transpose(*range(len(lead)), *axes, x.ndim - 1)
         for i, (frames, side, _) in enumerate(self.folds):
-            *_, t, h, w, c = x.shape
-            x = x.reshape(*lead, t // frames, frames, h // side, side, w // side, side, c)
-            x = x.transpose(axes).reshape(*lead, t // frames, h // side, w // side, -1)
+            x = x.reshape(*lead, -1, frames * side * side * channels)
             x = getattr(self, f"fold_{i}")(x)
+            channels = x.shape[-1]
             if i < len(self.folds) - 1:
                 x = jax.nn.gelu(getattr(self, f"norm_{i}")(x), approximate=False)
         return self.norm(x).reshape(*lead, -1)
