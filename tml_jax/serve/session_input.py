@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,10 @@ from tml_jax.serve.engine import Engine
 from tml_jax.serve.errors import JournalError, LimitError, TimeLimitError
 from tml_jax.serve.inbox import Block, Inbox, Note
 from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.picture_decoder import PictureDecoder
 from tml_jax.serve.session_log import Kept, SessionLog
 from tml_jax.serve.tasks import Tasks
+from tml_jax.streams import pictures
 from tml_jax.wire import events
 
 WATCH_S = 0.02
@@ -31,8 +32,13 @@ class Pools:
         """Starts no thread before it is needed."""
         self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
         self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.decoder = PictureDecoder()  # with a process for each of these threads
         self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
         self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.decoder.close()
 
 
 class SessionInput:
@@ -58,6 +64,8 @@ class SessionInput:
         actor = BackgroundActor(settings.mind, self._answer, self._remember, self._report, self._now)
         self._actor, self._tasks = actor, Tasks(actor)
         self._reports: list[TaskEvent] = []
+        if config.sends_video:
+            pools.pictures.submit(pools.decoder.start)
 
     def _hear_from(self, last: Block | None) -> None:
         """Makes what hears and sees, after a micro-turn that another process has completed."""
@@ -113,10 +121,12 @@ class SessionInput:
             return
         self._check_open("a picture")
         self._count_input(len(data))
-        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
-        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
-        async with self._pools.heavy if heavy else contextlib.nullcontext():
-            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
+        arguments, pool = (self._pools.decoder, data, form, width, height, self._spec), self._pools.pictures
+        try:
+            frame = await self._work(intake.decode_frame, *arguments, pictures.HEAVY_PIXELS, pool=pool)
+        except pictures.HeavyError:
+            async with self._pools.heavy:
+                frame = await self._work(intake.decode_frame, *arguments, pool=pool)
         self.begin()
         async with self._busy:
             self._assembler.push_frame(frame)
