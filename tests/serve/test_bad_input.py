@@ -153,7 +153,7 @@ def test_a_failure_inside_a_session_is_its_own(serving, run, monkeypatch: pytest
 
     async def scenario() -> tuple:
         async with serving(slots=2) as server:
-            good, bad = (client.Script(bursts(2.0, seed=s), tail_s=0.0, seed=s) for s in (5, 6))
+            good, bad = (client.Script(bursts(s, seed), tail_s=0.0, seed=seed) for s, seed in ((2.0, 5), (20.0, 6)))
             alone = await talk(server.address, good)
             results = await asyncio.gather(
                 talk(server.address, bad), talk(server.address, good), return_exceptions=True

@@ -118,10 +118,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICE)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    while len(request := source.read(_REQUEST.size)) == _REQUEST.size:
-        kind, body = _answer(source, request)
-        sink.write(_REPLY.pack(kind, len(body)) + body)
-        sink.flush()
+    with contextlib.suppress(BrokenPipeError):
+        while len(request := source.read(_REQUEST.size)) == _REQUEST.size:
+            kind, body = _answer(source, request)
+            sink.write(_REPLY.pack(kind, len(body)) + body)
+            sink.flush()
 
 
 if __name__ == "__main__":

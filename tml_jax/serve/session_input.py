@@ -22,6 +22,7 @@ from tml_jax.streams import pictures
 from tml_jax.wire import events
 
 WATCH_S = 0.02
+Piece = tuple[bytes, int | None]
 AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
 
 
@@ -90,24 +91,31 @@ class SessionInput:
 
     # What the client sends.
 
-    async def push_audio(self, pcm: bytes, offset: int | None = None) -> None:
-        """Sound; waits while the engine is behind. Raises BadInputError for what cannot be taken.
+    async def push_audio(self, *pieces: Piece) -> None:
+        """Sound, in pieces; waits while the engine is behind. Raises BadInputError for what cannot be taken.
 
-        With the `offset` of its first sample in all that the client sends, what is there already is dropped.
+        Of a piece with the offset of its first sample in all that the client sends, what is there already is dropped.
         """
         if not self.config.sends_audio:
             raise intake.BadInputError(
                 "This session was opened without sound: set sends_audio in its config to send some."
             )
-        if self._is_old(offset, None):
+        new = [(pcm, offset) for pcm, offset in pieces if not self._is_old(offset, None)]
+        if not new:
             return
         self._check_open("sound")
-        self._count_input(len(pcm))
-        async with self._busy:
-            await self._work(self._take_sound, pcm, offset)
-        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
-            self._room.clear()
-            await self._room.wait()
+        self._count_input(sum(len(pcm) for pcm, _ in new))
+        while new and not self._over:
+            async with self._busy:
+                new = await self._work(self._take_sound, new)
+            while self._full and not self._over:
+                self._room.clear()
+                await self._room.wait()
+
+    @property
+    def _full(self) -> bool:
+        """Whether as much waits for the engine as may."""
+        return self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms
 
     async def push_frame(
         self, data: bytes, form: intake.FrameFormat, width: int = 0, height: int = 0, offset: int | None = None
@@ -257,14 +265,19 @@ class SessionInput:
     ):
         return await self._loop.run_in_executor(pool or self._pools.intake, function, *arguments)
 
-    def _take_sound(self, pcm: bytes, offset: int | None) -> None:
-        pcm, lost = self._sound.place(pcm, offset)
-        if lost:
-            self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
-        for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
-            samples = self._sound.push(chunk)
-            self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
-            self._assembler.push(samples)
+    def _take_sound(self, pieces: list[Piece]) -> list[Piece]:
+        """Takes pieces in until there is enough; gives the others."""
+        for number, (sent, offset) in enumerate(pieces, 1):
+            pcm, lost = self._sound.place(sent, offset)
+            if lost:
+                self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
+            for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
+                samples = self._sound.push(chunk)
+                self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
+                self._assembler.push(samples)
+            if self._full:
+                return pieces[number:]
+        return []
 
     async def _watch(self) -> None:
         """Completes micro-turns whose sound does not come."""

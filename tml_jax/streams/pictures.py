@@ -14,7 +14,7 @@ HEAVY_PIXELS = 1 << 21  # a file of more takes long to decode
 
 
 class HeavyError(ValueError):
-    """A picture file has more pixels than are decoded at once."""
+    """Of a picture file more pixels would be decoded than may be."""
 
 
 def check_frame(frame: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
@@ -75,18 +75,18 @@ def read(data: bytes, width: int, height: int, most_pixels: int = MAX_PIXELS) ->
     It is set upright as its EXIF orientation says, and shown over white where it is transparent.
 
     Raises:
-      HeavyError: it has more than `most_pixels`.
+      HeavyError: more than `most_pixels` would be decoded.
       ValueError: it is damaged, of another kind, or has more than `MAX_PIXELS`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if (pixels := math.prod(image.size)) > MAX_PIXELS:
+        if math.prod(image.size) > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if pixels > most_pixels:
-            raise HeavyError
         turn = _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation), Turn())
         # A large JPEG is decoded at an eighth, quarter or half of its size, where that still covers what is seen of it.
         image.draft("RGB", (max(width, height),) * 2)
+        if math.prod(image.size) > most_pixels:
+            raise HeavyError
         return turn.apply(_resized(_rgb(image), *((height, width) if turn.transposed else (width, height))))
     except HeavyError:
         raise
