@@ -7,8 +7,9 @@ import pathlib
 import re
 import ssl
 import subprocess
+import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,15 +18,16 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from tests.launch.test_tpu import flags_of
-from tests.serve.conftest import bundle, start_web  # noqa: F401
+from tests.serve.conftest import RunningWeb, bundle, bursts, start_web  # noqa: F401
 from tests.serve.test_guard import certificates  # noqa: F401
+from tests.serve.test_resume import kept
 from tests.test_repo import ROOT
 from tml_jax import client
 from tml_jax.serve import watch
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.doors import stream
 from tml_jax.serve.server import ServerSettings
-from tml_jax.wire import messages, protos
+from tml_jax.wire import events, messages, protos
 
 OPS = ROOT / "launch" / "ops"
 GAUGES = {"tml_slots", "tml_live_sessions", "tml_compilations_after_warmup", "process_resident_memory_bytes"}
@@ -110,66 +112,115 @@ async def envoy(config: str, folder: pathlib.Path) -> AsyncIterator[None]:
         await asyncio.to_thread(process.wait, 20)
 
 
+@contextlib.asynccontextmanager
+async def front(
+    servers: Sequence[RunningWeb],
+    certificates: pathlib.Path,  # noqa: F811
+    folder: pathlib.Path,
+) -> AsyncIterator[int]:
+    """The port of an Envoy, configured as ours is, before these servers."""
+    config = yaml.safe_load((OPS / "envoy.yaml").read_text())
+    for cluster in config["static_resources"]["clusters"]:
+        assignment = json.loads(json.dumps(cluster["load_assignment"]))
+        ends = []
+        for server in (one.server for one in servers):
+            port = server.door.port if cluster["name"] == "grpc" else server.web.port
+            address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+            ends.append({"endpoint": {"address": address, "health_check_config": {"port_value": server.web.port}}})
+        assignment["endpoints"] = [{"lb_endpoints": ends}]
+        cluster |= {"load_assignment": assignment, "type": "STATIC"}
+    with contextlib.closing(await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)) as free:
+        port = free.sockets[0].getsockname()[1]
+    listener = config["static_resources"]["listeners"][0]
+    listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+    del config["admin"]
+    text = yaml.safe_dump(config).replace("/etc/envoy/tls/tls.crt", str(certificates / "server.pem"))
+    async with envoy(text.replace("/etc/envoy/tls/tls.key", str(certificates / "server.key")), folder):
+        async with asyncio.timeout(30):
+            while (await asyncio.to_thread(status, port, certificates, "/healthz"))[0] != 200:
+                await asyncio.sleep(0.2)
+        yield port
+
+
+def status(port: int, certificates: pathlib.Path, path: str, method: str = "GET") -> tuple[int, bytes]:  # noqa: F811
+    """What comes back through it; 0 where nothing does."""
+    trusted = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+    key = {"Authorization": "Bearer k"}
+    request = urllib.request.Request(f"https://127.0.0.1:{port}{path}", method=method, headers=key)
+    try:
+        with urllib.request.urlopen(request, context=trusted, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except OSError:
+        return 0, b""
+
+
+def behind(port: int, certificates: pathlib.Path) -> client.Address:  # noqa: F811
+    return client.Address(f"localhost:{port}", "k", client.Tls(ca=certificates / "ca.pem"))
+
+
 @pytest.mark.browser
 def test_envoy_before_two_servers(bundle: ModelBundle, certificates: pathlib.Path, tmp_path: pathlib.Path) -> None:  # noqa: F811
     async def scenario() -> tuple[str, list[int], list[int], str]:
         settings = ServerSettings(slots=1, http_address="127.0.0.1:0", api_keys=["k"], behind_proxy=True)
-        async with start_web(bundle, settings) as first, start_web(bundle, settings) as second:
-            config = yaml.safe_load((OPS / "envoy.yaml").read_text())
-            listener = config["static_resources"]["listeners"][0]
-            for cluster in config["static_resources"]["clusters"]:
-                assignment = json.loads(json.dumps(cluster["load_assignment"]))
-                ends = []
-                for server in (first.server, second.server):
-                    port = server.door.port if cluster["name"] == "grpc" else server.web.port
-                    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
-                    ends.append(
-                        {"endpoint": {"address": address, "health_check_config": {"port_value": server.web.port}}}
-                    )
-                assignment["endpoints"] = [{"lb_endpoints": ends}]
-                cluster |= {"load_assignment": assignment, "type": "STATIC"}
-            with contextlib.closing(await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)) as free:
-                front = free.sockets[0].getsockname()[1]
-            listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": front}
-            del config["admin"]
-            text = yaml.safe_dump(config).replace("/etc/envoy/tls/tls.crt", str(certificates / "server.pem"))
-            text = text.replace("/etc/envoy/tls/tls.key", str(certificates / "server.key"))
-            trusted = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
-            async with envoy(text, tmp_path):
-                url, tls = f"127.0.0.1:{front}", client.Tls(ca=certificates / "ca.pem")
-
-                def status(path: str, method: str = "GET") -> tuple[int, bytes]:
-                    key = {"Authorization": "Bearer k"}
-                    request = urllib.request.Request(f"https://{url}{path}", method=method, headers=key)
-                    try:
-                        with urllib.request.urlopen(request, context=trusted, timeout=10) as answer:
-                            return answer.status, answer.read()
-                    except urllib.error.HTTPError as error:
-                        return error.code, b""
-
-                async with asyncio.timeout(30):
-                    while True:
-                        with contextlib.suppress(OSError):
-                            if (await asyncio.to_thread(status, "/healthz"))[0] == 200:
-                                break
-                        await asyncio.sleep(0.2)
-                async with client.connect(client.Address(f"localhost:{front}", "k", tls)) as channel:
-                    recording = await client.converse(
-                        channel, client.Script(None, texts=[(0.0, "seven")], tail_s=0.6), real_time=True
-                    )
-                pages = [(await asyncio.to_thread(status, path))[0] for path in ("/", "/page/main.js", "/metrics")]
-                _, body = await asyncio.to_thread(status, "/v1/tokens", "POST")
-                offered = [Subprotocol(stream.PROTOCOL), Subprotocol(f"token.{json.loads(body)['token']}")]
-                async with connect(f"wss://{url}{stream.PATH}", ssl=trusted, subprotocols=offered) as socket:
-                    config_message = protos.ConverseRequest(config=protos.SessionConfig())
-                    await socket.send(config_message.SerializeToString())
-                    told = protos.ConverseResponse.FromString(await socket.recv())  # type: ignore[arg-type]
-                    live = [len(one.server.sessions) for one in (first, second)]
-                said = " ".join(event["text"].strip() for event in recording.events if event["type"] == "word")
-                return said, pages, live, type(messages.to_event(told)).__name__
+        async with (
+            start_web(bundle, settings) as first,
+            start_web(bundle, settings) as second,
+            front((first, second), certificates, tmp_path) as port,
+        ):
+            async with client.connect(behind(port, certificates)) as channel:
+                recording = await client.converse(
+                    channel, client.Script(None, texts=[(0.0, "seven")], tail_s=0.6), real_time=True
+                )
+            paths = ("/", "/page/main.js", "/metrics")
+            pages = [(await asyncio.to_thread(status, port, certificates, path))[0] for path in paths]
+            _, body = await asyncio.to_thread(status, port, certificates, "/v1/tokens", "POST")
+            offered = [Subprotocol(stream.PROTOCOL), Subprotocol(f"token.{json.loads(body)['token']}")]
+            trusted, url = ssl.create_default_context(cafile=str(certificates / "ca.pem")), f"wss://127.0.0.1:{port}"
+            async with connect(url + stream.PATH, ssl=trusted, subprotocols=offered) as socket:
+                config_message = protos.ConverseRequest(config=protos.SessionConfig())
+                await socket.send(config_message.SerializeToString())
+                told = protos.ConverseResponse.FromString(await socket.recv())  # type: ignore[arg-type]
+                live = [len(one.server.sessions) for one in (first, second)]
+            said = " ".join(event["text"].strip() for event in recording.events if event["type"] == "word")
+            return said, pages, live, type(messages.to_event(told)).__name__
 
     said, pages, live, began = asyncio.run(asyncio.wait_for(scenario(), 120))
     assert said == "seven"
     assert pages == [200, 200, 404]
     assert began == "Started"
     assert sum(live) == 1
+
+
+@pytest.mark.browser
+def test_a_session_moves_behind_envoy(bundle: ModelBundle, certificates: pathlib.Path, tmp_path: pathlib.Path) -> None:  # noqa: F811
+    """The server that has it goes down in the middle; the client knows of the front alone, and hears the same bits."""
+    kept_in = tmp_path / "sessions"
+    settings = ServerSettings(
+        slots=2, http_address="127.0.0.1:0", api_keys=["k"], behind_proxy=True, session_dir=kept_in
+    )
+    script = client.Script(bursts(6.0, seed=1), tail_s=0.4, seed=1)
+
+    async def scenario() -> tuple[list[events.Event], list[events.Event], list[int]]:
+        kept_in.mkdir()
+        async with (
+            start_web(bundle, settings) as first,
+            start_web(bundle, settings) as second,
+            front((first, second), certificates, tmp_path) as port,
+            client.connect(behind(port, certificates), resume=True) as channel,
+        ):
+            whole, told = list[events.Event](), list[events.Event]()
+            await client.converse(channel, script, observe=whole.append)
+            talking = asyncio.create_task(client.converse(channel, script, observe=told.append))
+            while sum(isinstance(event, events.Turn) for event in told) < 10:
+                await asyncio.sleep(0.05)
+            (holder,) = (one for one in (first, second) if len(one.server.sessions))
+            holder.server.web.drain()
+            await holder.server.door.drain(60.0)
+            await talking
+            return whole, told, [one.server.sessions.resumed for one in (first, second)]
+
+    whole, told, resumed = asyncio.run(asyncio.wait_for(scenario(), 120))
+    assert kept(told) == kept(whole)
+    assert sorted(resumed) == [0, 1]

@@ -66,7 +66,7 @@ class Conversation:
     async def turn(self, sound: bytes = SILENCE) -> None:
         """One micro-turn of sound, and what the session tells of it."""
         before = len(self.turns)
-        await self.session.push_audio(sound)
+        await self.session.push_audio((sound, None))
         while len(self.turns) == before or self._told.waiting:
             event = await anext(self._told)
             self.events.append(event)

@@ -17,6 +17,7 @@ from tml_jax.executor.live import LiveModel
 from tml_jax.serve import sessions
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
+from tml_jax.serve.picture_decoder import PictureDecoder
 from tml_jax.serve.server import ServerSettings, serve
 from tml_jax.wire import protos
 
@@ -152,7 +153,7 @@ def test_a_failure_inside_a_session_is_its_own(serving, run, monkeypatch: pytest
 
     async def scenario() -> tuple:
         async with serving(slots=2) as server:
-            good, bad = (client.Script(bursts(2.0, seed=s), tail_s=0.0, seed=s) for s in (5, 6))
+            good, bad = (client.Script(bursts(s, seed), tail_s=0.0, seed=seed) for s, seed in ((2.0, 5), (20.0, 6)))
             alone = await talk(server.address, good)
             results = await asyncio.gather(
                 talk(server.address, bad), talk(server.address, good), return_exceptions=True
@@ -277,9 +278,9 @@ def test_large_pictures_keep_no_other_session_s_small_ones_waiting(bundle, run, 
 
     large, small, decode, looking = png(2000), png(40), sessions.intake.decode_frame, threading.Event()
 
-    def slow(data: bytes, *arguments: Any) -> np.ndarray:
-        assert data != large or looking.wait(60)
-        return decode(data, *arguments)
+    def slow(decoder: PictureDecoder, data: bytes, form: Any, *arguments: Any) -> np.ndarray:
+        assert data != large or len(arguments) == 4 or looking.wait(60)
+        return decode(decoder, data, form, *arguments)
 
     monkeypatch.setattr(sessions.intake, "decode_frame", slow)
 
@@ -294,6 +295,7 @@ def test_large_pictures_keep_no_other_session_s_small_ones_waiting(bundle, run, 
         looking.set()
         await asyncio.gather(*heavy)
         every.end_all(RuntimeError("over"))
+        every.close()
         return waiting
 
     assert run(scenario()) == [0, 0, 0, 1]

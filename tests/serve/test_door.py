@@ -16,6 +16,7 @@ from tml_jax import client
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine
 from tml_jax.serve.errors import OverloadedError
+from tml_jax.serve.session_input import Piece
 from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError
 from tml_jax.wire import events, messages, protos
@@ -113,6 +114,27 @@ def test_in_real_time_a_fast_client_is_slowed_down_to_the_pace_of_time(serving, 
 async def _pour(call: grpc.aio.StreamStreamCall, seconds: float) -> None:
     for _ in range(round(seconds * 50)):
         await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=bytes(640))))
+
+
+def test_sound_that_comes_while_sound_is_taken_is_taken_together(serving, run, monkeypatch) -> None:
+    """Where each piece waited for the last one, whoever sends many fell behind as soon as the server was busy."""
+    take, taken = Session._take_sound, list[int]()
+
+    def slow(session: Session, pieces: list[Piece]) -> list[Piece]:
+        time.sleep(0.05)  # longer than a piece is
+        taken.append(len(pieces))
+        return take(session, pieces)
+
+    monkeypatch.setattr(Session, "_take_sound", slow)
+
+    async def scenario() -> client.Recording:
+        async with serving(real_time=True) as server:
+            return await talk(server.address, client.Script(bursts(3.0, seed=1), tail_s=0.2), real_time=True)
+
+    recording = run(scenario())
+    assert sum(taken) == 160
+    assert len(taken) < 100
+    assert not [event for event in recording.events if event["type"] == "silence"]
 
 
 def test_a_reader_that_does_not_read_is_dropped_and_delays_nothing(bundle, run) -> None:

@@ -24,7 +24,7 @@ from tests.serve.conftest import bursts, talk
 from tests.serve.fakes import SPEC
 from tml_jax import client
 from tml_jax.client import media, sending
-from tml_jax.serve import intake
+from tml_jax.streams import pictures
 from tml_jax.wire import protos
 from tml_jax.wire.journal import read_journal
 
@@ -51,7 +51,7 @@ def file_of(image: PIL.Image.Image, form: str, **options: object) -> bytes:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    return intake.decode_frame(data, intake.FrameFormat.FILE, 0, 0, SMALL)
+    return pictures.read(data, SMALL.frame_width, SMALL.frame_height)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "JPEG after XMP"])
@@ -137,7 +137,7 @@ def test_a_damaged_png_is_one_sentence(header: bytes | None, extra: bytes, sente
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0) if header is None else header
     pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25))) + chunk(b"IEND", b"")
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + pixels
-    with pytest.raises(intake.BadInputError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         decoded(data)
 
 

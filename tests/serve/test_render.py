@@ -103,7 +103,7 @@ async def go_on(session: Session, conversation: Conversation, start: int, end: i
         piece = event.audio[start:end]
         for chunk in np.split(piece, range(777, len(piece), 777)):
             if len(chunk):
-                await session.push_audio(chunk.tobytes())
+                await session.push_audio((chunk.tobytes(), None))
     if not conversation.has_audio:
         for _ in range(end // session._spec.samples - start // session._spec.samples):
             session._assembler.pad(expected=False)

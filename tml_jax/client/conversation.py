@@ -200,6 +200,7 @@ async def converse(
     listener = _Listener(script, recording, journal or Journal(None, keep=True), real_time, end_s)
     call: Any = channel.converse() if isinstance(channel, ResumingChannel) else protos.converse_method(channel)()
     sender, reason = None, ""
+    said = _said(call)
     try:
         await call.write(protos.ConverseRequest(config=script.config()))
         async for message in call:
@@ -222,7 +223,7 @@ async def converse(
                 sender.add_done_callback(lambda task: task.cancelled() or (task.exception() and call.cancel()))
             listener.take(event)
     except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
-        cause = _cause(error, sender)
+        cause = _cause(error, sender, said)
         reason = STOPPED if isinstance(cause, asyncio.CancelledError) else str(cause)
         raise cause from None
     finally:
@@ -295,13 +296,38 @@ class _Listener:
         recording.reply = self._playback.sound(recording.duration_s if script.sound else 0.0)
 
 
-def _cause(error: BaseException, sender: asyncio.Task[None] | None) -> BaseException:
+def _said(call: Any) -> list[tuple[grpc.StatusCode, str]]:
+    """What the call ends with, once it has ended: gRPC forgets it where it then finds that something was not sent."""
+    said: list[tuple[grpc.StatusCode, str]] = []
+
+    def note(call: Any) -> None:
+        said.append((_at_once(call.code()), _at_once(call.details())))
+
+    if isinstance(call, grpc.aio.Call):
+        call.add_done_callback(note)
+    return said
+
+
+def _at_once(coroutine: Any) -> Any:
+    """What a coroutine gives that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+def _cause(
+    error: BaseException, sender: asyncio.Task[None] | None, said: list[tuple[grpc.StatusCode, str]]
+) -> BaseException:
     """Why a call ended: the server's own sentence, what became of the connection, or why sending failed."""
     if isinstance(error, asyncio.CancelledError) and sender and sender.done() and not sender.cancelled():
         error = sender.exception() or error
     if not isinstance(error, grpc.aio.AioRpcError):
         return error
     code, details = error.code(), error.details() or "no reason is known"
+    if details == _WRITE_FAILED and said:
+        code, details = said[0]
     if details == _WRITE_FAILED:
         code, details = grpc.StatusCode.UNAVAILABLE, "the connection ended while something was being sent"
     if code is grpc.StatusCode.UNAVAILABLE and not details.endswith("."):  # no sentence of the server's

@@ -5,36 +5,22 @@ Everything that a client can get wrong is found here, and said in one sentence (
 
 import dataclasses
 import enum
-import io
 import math
 from collections.abc import Iterator
 
 import numpy as np
-import PIL.ExifTags
-import PIL.Image
 
+from tml_jax.serve.picture_decoder import PictureDecoder
 from tml_jax.streams import pictures, sound
 from tml_jax.streams.micro_turn import StreamSpec
 
 MAX_CHUNK_MS = 1000
 MAX_LOST_S = 10
 MAX_FRAME_BYTES = 4 << 20
-MAX_FRAME_PIXELS = 4096 * 4096
-HEAVY_PIXELS = 1 << 21  # a file of more takes long to decode
 MAX_TEXT = 4096
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
 DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
 _SETTLE_S = 0.05  # after which a resampler's beginning is forgotten; it remembers twice `sound.LOOK_AHEAD_S`
-# What EXIF's orientations ask for.
-_TURNS = {
-    2: pictures.Turn(left_right=True),
-    3: pictures.Turn(left_right=True, up_down=True),
-    4: pictures.Turn(up_down=True),
-    5: pictures.Turn(transposed=True),
-    6: pictures.Turn(transposed=True, left_right=True),
-    7: pictures.Turn(transposed=True, left_right=True, up_down=True),
-    8: pictures.Turn(transposed=True, up_down=True),
-}
 
 
 class BadInputError(ValueError):
@@ -169,62 +155,33 @@ class SoundIntake:
         return samples[known:]
 
 
-def decode_frame(data: bytes, form: FrameFormat, width: int, height: int, spec: StreamSpec) -> np.ndarray:
-    """One picture -> uint8 [spec.frame_height, spec.frame_width, 3], as the model sees it.
-
-    Files are set upright as their EXIF orientation says, and shown over white where they are transparent.
+def decode_frame(
+    decoder: PictureDecoder,
+    data: bytes,
+    form: FrameFormat,
+    width: int,
+    height: int,
+    spec: StreamSpec,
+    most_pixels: int = pictures.MAX_PIXELS,
+) -> np.ndarray:
+    """One picture -> uint8 [spec.frame_height, spec.frame_width, 3], as the model sees it; see `pictures.read`.
 
     Raises:
       BadInputError: it cannot be decoded, or is too large.
+      HeavyError: it is a file of more than `most_pixels`.
     """
     if len(data) > MAX_FRAME_BYTES:
         raise BadInputError(f"A video frame of {len(data)} bytes is too large: send at most {MAX_FRAME_BYTES}.")
     if form is FrameFormat.FILE:
-        frame = _decode_file(data, spec)
-    elif data and len(data) == width * height * 3:
-        frame = np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    else:
+        width = height = 0
+    elif not data or len(data) != width * height * 3:
         raise BadInputError(f"An RGB24 frame of {len(data)} bytes is not {width} x {height} pixels of 3 bytes.")
-    return pictures.resize(frame, spec.frame_width, spec.frame_height)
-
-
-def is_heavy(data: bytes, form: FrameFormat) -> bool:
-    """Whether `decode_frame` takes long, by what the file says of its size."""
-    if form is not FrameFormat.FILE or len(data) > MAX_FRAME_BYTES:
-        return False
     try:
-        return math.prod(PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).size) > HEAVY_PIXELS
-    except Exception:  # `decode_frame` says what is wrong with it
-        return False
-
-
-def _decode_file(data: bytes, spec: StreamSpec) -> np.ndarray:
-    try:
-        image = PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if math.prod(image.size) > MAX_FRAME_PIXELS:
-            raise PIL.Image.DecompressionBombError
-        turn = _TURNS.get(image.getexif().get(PIL.ExifTags.Base.Orientation), pictures.Turn())
-        # A large JPEG is decoded at an eighth, quarter or half of its size, where that still covers what is seen of it.
-        side = max(spec.frame_width, spec.frame_height)
-        image.draft("RGB", (side, side))
-        return turn.apply(_to_rgb(image))
-    except PIL.Image.DecompressionBombError:
-        raise BadInputError(f"A video frame of more than {MAX_FRAME_PIXELS} pixels is too large.") from None
-    except Exception as error:  # whatever the damage makes the decoder stumble over
-        raise BadInputError(
-            f"A video frame of {len(data)} bytes cannot be decoded: it is no whole JPEG or PNG file."
-        ) from error
-
-
-def _to_rgb(image: PIL.Image.Image) -> np.ndarray:
-    """Uint8 [H, W, 3] of any kind of picture."""
-    if image.mode.startswith("I"):  # 16 bits of grey
-        grey = np.round(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+        return decoder.decode(data, width, height, spec.frame_width, spec.frame_height, most_pixels)
+    except pictures.HeavyError:
+        raise
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
 
 
 def check_text(text: str) -> str:

@@ -118,6 +118,7 @@ class Server:
         self.web.drain()
         await self.door.drain(self._settings.grace_s if grace_s is None else grace_s)
         await self.web.close()
+        await asyncio.to_thread(self.sessions.close)
         await asyncio.to_thread(self.engine.stop)
         await asyncio.to_thread(self._settings.session.mind.close)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +15,14 @@ from tml_jax.serve.engine import Engine
 from tml_jax.serve.errors import JournalError, LimitError, TimeLimitError
 from tml_jax.serve.inbox import Block, Inbox, Note
 from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.picture_decoder import PictureDecoder
 from tml_jax.serve.session_log import Kept, SessionLog
 from tml_jax.serve.tasks import Tasks
+from tml_jax.streams import pictures
 from tml_jax.wire import events
 
 WATCH_S = 0.02
+Piece = tuple[bytes, int | None]
 AHEAD = 4  # micro-turns that an unpaced session whose input is closed keeps ready
 
 
@@ -31,8 +33,13 @@ class Pools:
         """Starts no thread before it is needed."""
         self.intake = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="intake")
         self.pictures = concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.decoder = PictureDecoder()  # with a process for each of these threads
         self.heavy = asyncio.Lock()  # one large picture at a time: small ones find a thread
         self.output = concurrent.futures.ThreadPoolExecutor(output_workers, thread_name_prefix="output")
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.decoder.close()
 
 
 class SessionInput:
@@ -58,6 +65,8 @@ class SessionInput:
         actor = BackgroundActor(settings.mind, self._answer, self._remember, self._report, self._now)
         self._actor, self._tasks = actor, Tasks(actor)
         self._reports: list[TaskEvent] = []
+        if config.sends_video:
+            pools.pictures.submit(pools.decoder.start)
 
     def _hear_from(self, last: Block | None) -> None:
         """Makes what hears and sees, after a micro-turn that another process has completed."""
@@ -82,24 +91,31 @@ class SessionInput:
 
     # What the client sends.
 
-    async def push_audio(self, pcm: bytes, offset: int | None = None) -> None:
-        """Sound; waits while the engine is behind. Raises BadInputError for what cannot be taken.
+    async def push_audio(self, *pieces: Piece) -> None:
+        """Sound, in pieces; waits while the engine is behind. Raises BadInputError for what cannot be taken.
 
-        With the `offset` of its first sample in all that the client sends, what is there already is dropped.
+        Of a piece with the offset of its first sample in all that the client sends, what is there already is dropped.
         """
         if not self.config.sends_audio:
             raise intake.BadInputError(
                 "This session was opened without sound: set sends_audio in its config to send some."
             )
-        if self._is_old(offset, None):
+        new = [(pcm, offset) for pcm, offset in pieces if not self._is_old(offset, None)]
+        if not new:
             return
         self._check_open("sound")
-        self._count_input(len(pcm))
-        async with self._busy:
-            await self._work(self._take_sound, pcm, offset)
-        while self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms and not self._over:
-            self._room.clear()
-            await self._room.wait()
+        self._count_input(sum(len(pcm) for pcm, _ in new))
+        while new and not self._over:
+            async with self._busy:
+                new = await self._work(self._take_sound, new)
+            while self._full and not self._over:
+                self._room.clear()
+                await self._room.wait()
+
+    @property
+    def _full(self) -> bool:
+        """Whether as much waits for the engine as may."""
+        return self._inbox.queued * self._spec.micro_turn_ms > self._settings.max_queue_ms
 
     async def push_frame(
         self, data: bytes, form: intake.FrameFormat, width: int = 0, height: int = 0, offset: int | None = None
@@ -113,10 +129,12 @@ class SessionInput:
             return
         self._check_open("a picture")
         self._count_input(len(data))
-        arguments, pictures = (data, form, width, height, self._spec), self._pools.pictures
-        heavy = await self._work(intake.is_heavy, data, form, pool=pictures)
-        async with self._pools.heavy if heavy else contextlib.nullcontext():
-            frame = await self._work(intake.decode_frame, *arguments, pool=pictures)
+        arguments, pool = (self._pools.decoder, data, form, width, height, self._spec), self._pools.pictures
+        try:
+            frame = await self._work(intake.decode_frame, *arguments, pictures.HEAVY_PIXELS, pool=pool)
+        except pictures.HeavyError:
+            async with self._pools.heavy:
+                frame = await self._work(intake.decode_frame, *arguments, pool=pool)
         self.begin()
         async with self._busy:
             self._assembler.push_frame(frame)
@@ -247,14 +265,19 @@ class SessionInput:
     ):
         return await self._loop.run_in_executor(pool or self._pools.intake, function, *arguments)
 
-    def _take_sound(self, pcm: bytes, offset: int | None) -> None:
-        pcm, lost = self._sound.place(pcm, offset)
-        if lost:
-            self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
-        for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
-            samples = self._sound.push(chunk)
-            self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
-            self._assembler.push(samples)
+    def _take_sound(self, pieces: list[Piece]) -> list[Piece]:
+        """Takes pieces in until there is enough; gives the others."""
+        for number, (sent, offset) in enumerate(pieces, 1):
+            pcm, lost = self._sound.place(sent, offset)
+            if lost:
+                self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
+            for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
+                samples = self._sound.push(chunk)
+                self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
+                self._assembler.push(samples)
+            if self._full:
+                return pieces[number:]
+        return []
 
     async def _watch(self) -> None:
         """Completes micro-turns whose sound does not come."""

@@ -423,6 +423,10 @@ class Sessions:
             if session.moves:
                 session.move()
 
+    def close(self) -> None:
+        """Ends what the sessions, all of which are over, have shared."""
+        self._pools.close()
+
     def end_all(self, error: Exception) -> None:
         """Ends every session with this error."""
         for session in tuple(self._live):

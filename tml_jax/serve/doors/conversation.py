@@ -35,6 +35,7 @@ LIFETIME_S = 24 * 3600
 UNREAD_S = 5.0  # for what was told to be read once nothing more comes
 MAX_EVENT = 2 << 20  # characters
 MAX_HEARD_S = 60  # sound that waits because it came faster than time goes
+MOST_TOGETHER = 10  # pieces of sound that are handed on at once
 FAILURES = {  # error: its code, the code that the socket closes with
     ServerFullError: ("server_full", 1013),
     OverloadedError: ("server_overloaded", 1013),
@@ -241,12 +242,16 @@ class Conversation:
         size = self._form.rate * 2 * self._stream.micro_turn_ms // 1000
         try:
             while True:
-                pcm = await self._heard.get()
+                pieces = [await self._heard.get()]
+                while not self._heard.empty() and len(pieces) < MOST_TOGETHER:
+                    pieces.append(self._heard.get_nowait())
+                pcm = b"".join(pieces)
                 for at in range(0, len(pcm), size):
                     if not self._deaf:
-                        await self.session.push_audio(pcm[at : at + size])
+                        await self.session.push_audio((pcm[at : at + size], None))
                 self._heard_bytes -= len(pcm)
-                self._heard.task_done()
+                for _ in pieces:
+                    self._heard.task_done()
         except Exception as error:
             self._leave(error)
 

@@ -1,7 +1,8 @@
 """The gRPC door: `InteractionService` over grpc.aio, with health checks, reflection and a graceful way down."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.doors import ahead
 from tml_jax.serve.doors.access import Access
 from tml_jax.serve.doors.address import Tls
 from tml_jax.serve.doors.guard import Guard, add_port
@@ -195,12 +197,13 @@ class GrpcDoor:
 
     async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
-            async for request in requests:
-                try:
-                    await _take(session, _parse(request))
-                except Exception as error:
-                    session.end(error)
-                    return
+            async with contextlib.aclosing(ahead.read(requests)) as read:
+                async for messages in read:
+                    try:
+                        await _take_all(session, map(_parse, messages))
+                    except Exception as error:
+                        session.end(error)
+                        return
             if not session.token:  # of one that can be resumed the connection may have ended, and not the input
                 await session.close_input()
         except Exception as error:
@@ -257,11 +260,24 @@ def _parse(message: bytes) -> Any:
         raise intake.BadInputError(f"A message of {len(message)} bytes is no ConverseRequest.") from error
 
 
+async def _take_all(session: Session, requests: Iterable[Any]) -> None:
+    """Messages of the client, after the first; what is next to each other of sound goes in together."""
+    sound: list[tuple[bytes, int | None]] = []
+    for request in requests:
+        if request.WhichOneof("payload") == "audio":
+            sound.append((request.audio.pcm, _offset(request.audio)))
+            continue
+        if sound:
+            await session.push_audio(*sound)
+            sound = []
+        await _take(session, request)
+    if sound:
+        await session.push_audio(*sound)
+
+
 async def _take(session: Session, request: Any) -> None:
-    """One message of the client, after the first."""
+    """One message other than sound."""
     match request.WhichOneof("payload"):
-        case "audio":
-            await session.push_audio(request.audio.pcm, _offset(request.audio))
         case "frame":
             frame = request.frame
             form = _frame_format(frame.encoding)

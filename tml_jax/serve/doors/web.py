@@ -16,6 +16,7 @@ import h11
 import uvicorn
 from google.protobuf import json_format
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
@@ -51,6 +52,7 @@ _KEY, _TOKEN = "openai-insecure-api-key.", "token."
 _SUBPROTOCOLS = (stream.PROTOCOL, "realtime")
 REQUEST_S = 15.0  # for a request to come whole, as far as its body
 MAX_PINGS = 50  # a second
+READ_BYTES = 1 << 14  # that are read of a connection before it is another one's turn
 GONE_S = 10.0  # how long a client may take to read what it was sent last
 
 
@@ -101,6 +103,7 @@ class _Http(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio's, which is not documented
         self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -198,6 +201,7 @@ class WebDoor:
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started and not self._serving.done():
             await asyncio.sleep(0.01)
+        await run_in_threadpool(int)  # imports what Starlette's files need, before anybody waits for it
         return self.port
 
     def drain(self) -> None:
