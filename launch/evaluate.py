@@ -4,7 +4,7 @@ The suites: `smoke` plays simulated users of every scenario, and gives the panel
 folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should be
 silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
 `repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
-annotations in ``--data=FILE``.
+annotations in ``--data=FILE``; without it they play own data, whose figures are comparable with no published ones.
 
 The targets: a saved model; a server, through the gRPC door; a folder of what was recorded before, by ``--out=FOLDER``
 or by anybody else (docs/bench.md says how it looks).
@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -31,7 +32,17 @@ from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.eval import bootstrap, findings, full_duplex_bench, full_duplex_samples, overheard, panel, report, targets
+from tml_jax.eval import (
+    bootstrap,
+    findings,
+    full_duplex_bench,
+    full_duplex_samples,
+    miniatures,
+    overheard,
+    panel,
+    report,
+    targets,
+)
 from tml_jax.eval.metrics import summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
@@ -102,18 +113,21 @@ class Suite(NamedTuple):
     """What is measured.
 
     Attributes:
-      cases: what is played, for a stream; None: only recordings are scored.
+      cases: what is played, for a stream.
       score: of what was recorded.
       see: what was expected in a case, and came; none of a case in which nothing is.
       by_sound: whether scoring needs the sound.
       judged: whether somebody judges what words mean.
+      data: what ``--data`` brings, to be "played", or recordings to be "scored" by; without it own data is played in
+        its place. Empty: nothing.
     """
 
-    cases: Callable[[StreamSpec], list[targets.Case]] | None
+    cases: Callable[[StreamSpec], list[targets.Case]]
     score: Callable[[Iterable[Recorded]], Figures]
     see: Callable[[Recorded], list[findings.Seen]] = lambda case: []
     by_sound: bool = False
     judged: bool = False
+    data: str = ""
 
 
 def main(argv: list[str]) -> None:
@@ -129,10 +143,13 @@ def main(argv: list[str]) -> None:
     figures = bootstrap.flat(scored)
     for name, value in figures.items():
         print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
+    note = miniatures.NOTE if suite.data and not DATA.value and not TARGET.value.startswith("folder:") else ""
+    if note:
+        print(f"({note})")
     if JSON.value:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     if REPORT.value:
-        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")}
+        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")} | ({"data": note} if note else {})
         if suite.judged:
             facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
         report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
@@ -154,7 +171,7 @@ def _recorded(suite: Suite) -> Iterator[Recorded]:
             raise app.UsageError("--out keeps what is played; folder:DIR plays nothing.")
         yield from (case for case in load_all(pathlib.Path(where)) if case.suite in ("", SUITE.value))
         return
-    if suite.cases is None:
+    if suite.data == "scored" and DATA.value:
         raise _only_recordings()
     target = _grpc(where) if kind == "grpc" else _checkpoint(where)
     cases = suite.cases(target.spec)
@@ -166,8 +183,8 @@ def _recorded(suite: Suite) -> Iterator[Recorded]:
 
 
 def _only_recordings() -> ValueError:
-    needs = "--target=folder:DIR, by the benchmark's annotations, --data=FILE"
-    return ValueError(f"The suite `{SUITE.value}` scores recordings, {needs}.")
+    needs = "recordings, --target=folder:DIR, by the benchmark's annotations, --data=FILE; it plays own data alone"
+    return ValueError(f"The suite `{SUITE.value}` scores {needs}.")
 
 
 def _checkpoint(path: str) -> targets.Target:
@@ -237,35 +254,55 @@ def _judge() -> judge.ChatJudge | None:
     )
 
 
-def _published(load: Any, score: Any, summarise: Any, judged: bool = False) -> Suite:
-    """A benchmark of `eval/suites/`, by the annotations that the user brings."""
+def _published(name: str, module: Any, otherwise: judge.Judge | None = None, judged: bool = False) -> Suite:
+    """A benchmark of `eval/suites/`: recordings, by annotations that the user brings, or own data, played.
 
-    def scored(cases: Iterable[Recorded]) -> Figures:
-        if DATA.value is None:
+    Args:
+      name: of the suite.
+      module: it.
+      otherwise: who judges where no chat model is given.
+      judged: whether anybody does.
+    """
+    own: list[Any] = []
+
+    def cases(spec: StreamSpec) -> list[targets.Case]:
+        drawn = miniatures.draw(name, open_bank(BANK.value), spec, SEED.value, CONVERSATIONS.value)
+        with tempfile.TemporaryDirectory() as folder:
+            own.extend(module.load(drawn.write(pathlib.Path(OUT.value or folder))))
+        if OUT.value:
+            drawn.write_videos(pathlib.Path(OUT.value))
+        return list(drawn.cases)
+
+    def load() -> list[Any]:
+        if not own and DATA.value is None:
             raise _only_recordings()
-        return recordings.figures_of(load(DATA.value), cases, score, summarise)
-
-    return Suite(None, scored, judged=judged)
-
-
-def _by_judge(module: Any, otherwise: judge.Judge | None) -> Suite:
-    """One that is judged by a chat model, or by `otherwise`."""
+        return own or module.load(DATA.value)
 
     def score(case: Any, done: Behaviour) -> Any:
-        return module.score(case, done, _judge() or otherwise)
+        return module.score(case, done, _judge() or otherwise) if judged else module.score(case, done)
 
-    return _published(module.load, score, module.summarise, judged=True)
+    annotated = recordings.Annotated(load, score)
+
+    def see(recorded: Recorded) -> list[findings.Seen]:
+        scored = annotated.scored(recorded)
+        return findings.annotated(recorded, module.told(*scored)) if scored else []
+
+    return Suite(
+        cases, lambda recorded: annotated.figures(recorded, module.summarise), see, judged=judged, data="scored"
+    )
 
 
 _SUITES = {
     "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
     "overheard": Suite(_overheard_cases, _overheard_score, findings.silence),
-    full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
-    "repcount": _published(repcount.load, repcount.score, repcount.summarise),
-    "charades": _published(charades.load, charades.score, charades.summarise),
-    "proactive": _by_judge(proactive, judge.WordJudge()),
-    "timed_speech": _by_judge(timed_speech, None),
-    "audio_multichallenge": _by_judge(audio_multichallenge, judge.WordJudge()),
+    full_duplex_bench.SUITE: Suite(
+        _full_duplex_cases, _full_duplex_score, findings.FullDuplex(), by_sound=True, data="played"
+    ),
+    "repcount": _published("repcount", repcount),
+    "charades": _published("charades", charades),
+    "proactive": _published("proactive", proactive, judge.WordJudge(), judged=True),
+    "timed_speech": _published("timed_speech", timed_speech, judged=True),
+    "audio_multichallenge": _published("audio_multichallenge", audio_multichallenge, judge.WordJudge(), judged=True),
 }
 SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
 

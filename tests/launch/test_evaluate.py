@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import soundfile
 
 from tests.eval.test_full_duplex_bench import said, sample
@@ -80,6 +81,18 @@ def test_other_suites_report_what_they_score(tmp_path):
     text = page.read_text()
     assert "<strong>best</strong>: turns/0" in text and "<strong>worst</strong>: pauses/late" in text
     assert "takes the turn: met" in text and "leaves the turn to the user: missed" in text
+    overlap = {"metadata": {"context_text": "", "current_turn_text": "yeah", "timestamps": [3.0, 4.0]}}
+    for name, times in (("on", (1.0, 4.5)), ("off", (1.0,))):
+        for prefix, spoken in (("clean_", (1.0, 4.5)), ("", times)):
+            words = said(*spoken, text="one")
+            sample("user_backchannel", overlap, words, name=name, prefix=prefix).save(tmp_path / "overlaps")
+    ended = evaluate("--suite=full_duplex_bench", f"--target=folder:{tmp_path / 'overlaps'}", f"--report={page}")
+    assert ended.returncode == 0, ended.stderr
+    text = page.read_text()
+    assert (
+        "<strong>best</strong>: user_backchannel/on" in text and "<strong>worst</strong>: user_backchannel/off" in text
+    )
+    assert "speaks through what is said over it; C_RESUME: met" in text and "C_UNKNOWN: missed" in text
     for name, output in (("quiet", noise()), ("loud", noise((3.0, 4.0)))):
         Recorded(f"talk/{name}", noise((0.5, 1.5), (2.5, 4.5)), output, 6.0, "overheard").save(tmp_path / "talk")
     ended = evaluate("--suite=overheard", f"--target=folder:{tmp_path / 'talk'}", f"--report={page}")
@@ -108,7 +121,32 @@ def test_published_annotations_score_recordings_by_their_names(tmp_path):
     figures = json.loads(out.read_text())
     assert (figures["repcount_off_by_one"], figures["repcount_off_by_one_events"]) == (0.5, 12)
     assert (figures["recorded_cases"], figures["missing_cases"]) == (12, 1)
-    assert "not comparable: that would need its test videos, played live" in page.read_text()
+    text = page.read_text()
+    assert "not comparable: that would need its test videos, played live" in text
+    # By the error: 0 of the six with 3, 6 / 9.1 of the others; of equal ones the first that was read.
+    shown = re.findall(r"<strong>(\w+)</strong>: ([\w/]+)(?:\.mp4)?\. (\d of 1 met)", text)
+    assert shown == [
+        ("best", "repcount/stu0", "1 of 1 met"),
+        ("median", "repcount/stu10", "0 of 1 met"),
+        ("worst", "repcount/stu9", "0 of 1 met"),
+    ]
+    assert "counts to 9; the last number said is 3: missed" in text and "<audio" in text
+
+
+@pytest.mark.slow
+def test_own_data_is_played_kept_and_scored_again(tmp_path):
+    """By the shipped model: what was kept gives the figures of the run, and holds what another system needs."""
+    arguments = ("--suite=proactive", f"--json={tmp_path / 'figures.json'}")
+    ended = evaluate(*arguments, "--conversations=2", f"--out={tmp_path / 'run'}", f"--report={tmp_path / 'page.html'}")
+    assert ended.returncode == 0 and "comparable with a published one" in ended.stdout, ended.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["recorded_cases"] == 4 and figures["missing_cases"] == 0
+    kept = {path.name for path in (tmp_path / "run" / "proactive" / "count-0").iterdir()}
+    assert kept >= {"input.wav", "input.mp4", "output.wav", "output.json", "session.jsonl"}
+    assert "own data, drawn by --seed" in (tmp_path / "page.html").read_text()
+    again = (f"--target=folder:{tmp_path / 'run'}", f"--data={tmp_path / 'run' / 'proactive' / 'anno.json'}")
+    assert evaluate(*arguments, *again).returncode == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
 
 
 def test_a_suite_of_recordings_says_what_it_needs(tmp_path):

@@ -157,7 +157,7 @@ def watch(director: Director) -> None:
     director.expect("silent", reason="not asked", **{"from": start, "to": director.now})
 
 
-def _question(director: Director, clip: Clip | Spliced) -> str:
+def background_answer(director: Director, clip: Clip | Spliced) -> str:
     """The background model's answer to "what is ..."."""
     words = clip.text.split()
     if words[:2] == ["what", "time"]:
@@ -172,7 +172,7 @@ def _question(director: Director, clip: Clip | Spliced) -> str:
 def delegate(director: Director) -> None:
     """ "what is twelve times seven": handed to the background model; its result is spoken when it comes."""
     clip = _pick(director, "delegate")
-    director.now = director.delegate(clip.text, _ask(director, clip), _question(director, clip))
+    director.now = director.delegate(clip.text, _ask(director, clip), background_answer(director, clip))
 
 
 def quiet(director: Director) -> None:

@@ -1,6 +1,7 @@
 """Rubrics: the published columns, the two published figures by hand, and a judge behind the OpenAI client."""
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import threading
@@ -13,7 +14,7 @@ from tests.eval.suites.said import said
 from tml_jax.eval.bootstrap import Estimate, Hidden
 from tml_jax.eval.suites import audio_multichallenge as audiomc
 from tml_jax.eval.suites.audio_multichallenge import Case, Score
-from tml_jax.eval.suites.judge import ChatJudge, WordJudge
+from tml_jax.eval.suites.judge import ChatJudge, WordJudge, never_says, says
 
 ROW = {
     "id": "3tc3",
@@ -101,9 +102,9 @@ def test_every_rubric_is_judged_on_the_reply_alone():
     with model(answer) as url:
         judge = ChatJudge(url, "referee")
         assert judge.name == "referee"
-        assert audiomc.score(CASE, said((1.0, "six"), (9.0, "four at noon")), judge, since_s=8.0) == Score(
-            "VOICE_EDITING", (True, False)
-        )
+        assert audiomc.score(
+            dataclasses.replace(CASE, last_turn_s=8.0), said((1.0, "six"), (9.0, "four at noon")), judge
+        ) == Score("VOICE_EDITING", (True, False))
 
 
 def test_a_grade_of_one_to_three_is_zero_to_two_points():
@@ -147,3 +148,16 @@ def test_the_published_figures():
     assert isinstance(apr, Estimate) and apr.value == pytest.approx(0.4)
     assert isinstance(ars, Estimate) and ars.value == pytest.approx((4 + 2 * (0.5 + 0 + 0.75)) / 10)
     assert figures["audiomc_apr_voice_editing"] == Hidden(4) and figures["audiomc_apr_self_coherence"] == Hidden(6)
+
+
+def test_words_alone_judge_what_is_about_words():
+    case = dataclasses.replace(CASE, rubrics=(says("one two"), never_says("three")))
+    for phrases, met in (
+        ([(1.0, "three"), (9.0, "okay: one, two!")], (True, True)),  # before the last turn anything may be said
+        ([(9.0, "one three two")], (False, False)),
+        ([], (False, False)),
+    ):
+        late = dataclasses.replace(case, last_turn_s=8.0)
+        assert audiomc.score(late, said(*phrases), WordJudge()).met == met
+    with pytest.raises(ValueError, match="chat model"):
+        WordJudge().meets([("Assistant", "one two")], "The reply is polite.")

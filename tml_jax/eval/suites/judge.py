@@ -5,10 +5,24 @@ substitute that published figures cannot be compared with at all. `Judge.name` g
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tml_jax.eval.suites.common import plain
+
+_SAYS, _NEVER = "The reply says “{}”.", "The reply does not say “{}”."
+_WORDED = re.compile(r"The reply (says|does not say) “(.+)”\.")
+
+
+def says(words: str) -> str:
+    """A criterion that words alone can meet: they are said, one after the other."""
+    return _SAYS.format(words)
+
+
+def never_says(words: str) -> str:
+    """A criterion that words alone can fail."""
+    return _NEVER.format(words)
 
 
 class Judge(Protocol):
@@ -30,7 +44,7 @@ class Judge(Protocol):
 
 
 class WordJudge:
-    """Ours, offline: compares words, and knows no synonym. It cannot judge a criterion."""
+    """Ours, offline: compares words, and knows no synonym. Of criteria it judges those of `says` and `never_says`."""
 
     name = "words in common (offline substitute)"
 
@@ -41,12 +55,17 @@ class WordJudge:
         return (share >= 0.4) + (share >= 0.8)
 
     def meets(self, conversation: Sequence[tuple[str, str]], criterion: str) -> bool:
-        """Not possible.
+        """See `Judge`.
 
         Raises:
-          ValueError: always.
+          ValueError: the criterion is about more than words.
         """
-        raise ValueError("A rubric is judged by a chat model: give the base URL and the name of one.")
+        worded = _WORDED.fullmatch(criterion)
+        if worded is None:
+            raise ValueError("A rubric is judged by a chat model: give the base URL and the name of one.")
+        said, wanted = plain(conversation[-1][1]), plain(worded[2])
+        found = any(said[i : i + len(wanted)] == wanted for i in range(len(said)))
+        return found == (worded[1] == "says")
 
 
 class ChatJudge:

@@ -11,11 +11,12 @@ Machines publish an off-by-one accuracy; that they take the last number as well 
 
 import csv
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import utterances
+from tml_jax.eval.suites.common import Told, utterances
 from tml_jax.streams.number_words import parse_words
 from tml_jax.wire.behaviour import Behaviour
 
@@ -108,6 +109,12 @@ def _stands_for_a_thing(words: Sequence[str], at: int) -> bool:
 def score(case: Case, done: Behaviour) -> Score:
     """Takes the last number that was said."""
     return Score(last_number(done), case.count)
+
+
+def told(case: Case, score: Score) -> list[Told]:
+    """The number, by its error."""
+    text = f"counts to {case.count}; the last number said is {score.said}"
+    return [Told(0.0, math.inf, text, score.said == case.count, max(0.0, 1 - score.error))]
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:
