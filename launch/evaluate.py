@@ -5,6 +5,7 @@ folder of recordings of people who talk to somebody else (``--recordings=FOLDER`
 silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
 `repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
 annotations in ``--data=FILE``; without it they play own data, whose figures are comparable with no published ones.
+`full_duplex_bench_v2` and `_v3` score the files that those benchmarks' own pipelines leave, ``folder:DIR``.
 
 The targets: a saved model; a server, through the gRPC door; a folder of what was recorded before, by ``--out=FOLDER``
 or by anybody else (docs/bench.md says how it looks).
@@ -49,6 +50,8 @@ from tml_jax.eval.rollout import Rollout
 from tml_jax.eval.suites import (
     audio_multichallenge,
     charades,
+    full_duplex_v2,
+    full_duplex_v3,
     judge,
     proactive,
     recordings,
@@ -117,7 +120,7 @@ class Suite(NamedTuple):
       score: of what was recorded.
       see: what was expected in a case, and came; none of a case in which nothing is.
       by_sound: whether scoring needs the sound.
-      judged: whether somebody judges what words mean.
+      otherwise: who judges what words mean where no chat model does; empty: nobody has to.
       data: what ``--data`` brings, to be "played", or recordings to be "scored" by; without it own data is played in
         its place. Empty: nothing.
     """
@@ -126,7 +129,7 @@ class Suite(NamedTuple):
     score: Callable[[Iterable[Recorded]], Figures]
     see: Callable[[Recorded], list[findings.Seen]] = lambda case: []
     by_sound: bool = False
-    judged: bool = False
+    otherwise: str = ""
     data: str = ""
 
 
@@ -150,8 +153,8 @@ def main(argv: list[str]) -> None:
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     if REPORT.value:
         facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")} | ({"data": note} if note else {})
-        if suite.judged:
-            facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
+        if suite.otherwise:
+            facts["judge"] = JUDGE.value[1] if JUDGE.value else suite.otherwise
         report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
 
 
@@ -287,9 +290,38 @@ def _published(name: str, module: Any, otherwise: judge.Judge | None = None, jud
         scored = annotated.scored(recorded)
         return findings.annotated(recorded, module.told(*scored)) if scored else []
 
-    return Suite(
-        cases, lambda recorded: annotated.figures(recorded, module.summarise), see, judged=judged, data="scored"
-    )
+    def figures(played: Iterable[Recorded]) -> Figures:
+        return annotated.figures(played, module.summarise)
+
+    return Suite(cases, figures, see, otherwise=judge.WordJudge.name if judged else "", data="scored")
+
+
+def _left(read: Callable[[str], Figures], otherwise: str) -> Suite:
+    """A benchmark of what a system left behind, without its sound; arguments as of `Suite`."""
+
+    def score(cases: Iterable[Recorded]) -> Figures:
+        del cases
+        kind, where = targets.parse(TARGET.value)
+        if kind != "folder":
+            raise ValueError(f"The suite `{SUITE.value}` scores what a system left behind: --target=folder:DIR.")
+        return read(where)
+
+    return Suite(lambda spec: [], score, otherwise=otherwise)
+
+
+def _tool_calls(folder: str) -> Figures:
+    by_provider = full_duplex_v3.load(folder, DATA.value)
+    told = {
+        provider: full_duplex_v3.summarise([full_duplex_v3.score(example, _judge()) for example in examples])
+        for provider, examples in by_provider.items()
+    }
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return {f"{provider}_{name}": figure for provider, of in told.items() for name, figure in of.items()}
+
+
+def _rated(folder: str) -> Figures:
+    return full_duplex_v2.summarise(full_duplex_v2.load(folder, DATA.value, _judge()))
 
 
 _SUITES = {
@@ -298,6 +330,8 @@ _SUITES = {
     full_duplex_bench.SUITE: Suite(
         _full_duplex_cases, _full_duplex_score, findings.FullDuplex(), by_sound=True, data="played"
     ),
+    "full_duplex_bench_v2": _left(_rated, "whoever made the ratings"),
+    "full_duplex_bench_v3": _left(_tool_calls, "equal text (offline substitute)"),
     "repcount": _published("repcount", repcount),
     "charades": _published("charades", charades),
     "proactive": _published("proactive", proactive, judge.WordJudge(), judged=True),

@@ -28,6 +28,8 @@ _BESIDE = {
     "timespeak_macro_accuracy": ("timespeak", "%"),
     "cuespeak_macro_accuracy": ("cuespeak", "%"),
     "audiomc_apr": ("audiomc_apr", "%"),
+    "fdb_v3_pass_rate": ("fd_bench_v3_pass", "%"),
+    "fdb_v3_response_accuracy": ("fd_bench_v3_quality", "%"),
 }
 
 
