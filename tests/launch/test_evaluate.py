@@ -159,6 +159,35 @@ def test_a_suite_of_recordings_says_what_it_needs(tmp_path):
         assert "The suite `repcount` scores recordings, --target=folder:DIR, by the benchmark's" in ended.stderr
 
 
+def test_what_a_system_left_behind_is_scored_without_its_sound(tmp_path):
+    """Full-Duplex-Bench v3: of two providers in the same folders each has its figures, by the calls alone."""
+    call = {"function": "track_order", "args": {"order_id": "X1"}}
+    scenario = {"domain": "ecommerce_support", "difficulty": "easy", "expected_tool_calls": [call]}
+    for i in range(10):
+        folder = tmp_path / "run" / f"ecommerce_{i}"
+        folder.mkdir(parents=True)
+        (folder / "metadata.json").write_text(json.dumps(scenario))
+        for provider, calls in (("good", [call]), ("bad", [call, call])):
+            result = {"example_id": f"ecommerce_{i}", "actual_tool_calls": calls, "transcript": "done"}
+            (folder / f"result_{provider}.json").write_text(json.dumps(result))
+    page, out = tmp_path / "page.html", tmp_path / "figures.json"
+    arguments = ("--suite=full_duplex_bench_v3", f"--json={out}", f"--report={page}")
+    ended = evaluate(*arguments, f"--target=folder:{tmp_path / 'run'}")
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(out.read_text())
+    assert (figures["good_fdb_v3_pass_rate"], figures["bad_fdb_v3_pass_rate"]) == (1.0, 0.0)
+    for path in (tmp_path / "run").glob("*/result_bad.json"):
+        path.unlink()
+    assert evaluate(*arguments, f"--target=folder:{tmp_path / 'run'}").returncode == 0
+    assert json.loads(out.read_text())["fdb_v3_pass_rate"] == 1.0
+    text = page.read_text()
+    assert '68.0 %</td><td class="number">100.0 %' in text and "not comparable: that would need its clips" in text
+    assert "equal text (offline substitute)" in text
+    for suite in ("full_duplex_bench_v2", "full_duplex_bench_v3"):
+        ended = evaluate(f"--suite={suite}", "--target=grpc:127.0.0.1:1")
+        assert ended.returncode == 1 and "scores what a system left behind: --target=folder:DIR" in ended.stderr
+
+
 def test_who_judged_is_told_and_words_judge_no_rubric(tmp_path):
     data, page = tmp_path / "cases.jsonl", tmp_path / "page.html"
     case = {"id": "a", "category": "once", "expect": [{"say": ["one"], "from": 1, "to": 2}]}
