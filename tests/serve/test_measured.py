@@ -8,8 +8,10 @@ import pytest
 from tests.eval.test_recorded import talker
 from tests.serve.conftest import Running
 from tml_jax import client
-from tml_jax.eval import panel, targets
+from tml_jax.data.speech_bank import SpeechBank
+from tml_jax.eval import miniatures, panel, targets
 from tml_jax.eval.recorded import Recorded, load_all
+from tml_jax.streams.micro_turn import StreamSpec
 
 
 def figures(cases: list[Recorded]) -> list[panel.Figure]:
@@ -39,6 +41,26 @@ def test_a_server_is_a_target(serving, run, tmp_path: pathlib.Path) -> None:
     assert latency == pytest.approx(0.2, abs=0.11)
     (told,) = [(start, end) for start, end in played[0].heard(0.1)]
     assert told[0] == pytest.approx(played[0].behaviour().sound[0][0], abs=0.05), "the sound says what the journal says"
+
+
+def test_what_is_typed_and_shown_reaches_a_server(serving, run) -> None:
+    """Of own data for a published suite: the fake model repeats the first word that is typed."""
+    bank = SpeechBank.load("checkpoints/speech_bank")
+    drawn = miniatures.draw("proactive", bank, StreamSpec(), 3, 1)
+    (case,) = [case for case in drawn.cases if case.category == "sight"]
+
+    def measure(server: Running) -> Recorded:
+        (one,) = targets.Grpc(server.address, real_time=False, sessions=1).play([case], sound=True)
+        return one
+
+    async def scenario() -> Recorded:
+        async with serving() as server:
+            return await asyncio.to_thread(measure, server)
+
+    played = run(scenario())
+    assert played.events is not None and played.behaviour().words[0][1] == "say"
+    seen = sum(event["count"] for event in played.events if event["type"] == "frame")
+    assert seen == pytest.approx(10 * case.conversation.duration_s, abs=4)
 
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
