@@ -84,11 +84,11 @@ class FullDuplex:
             self._clean[case.name] = dataclasses.replace(case, input=case.input[:0], output=None)
             return []
         scored = full_duplex_bench.score(case, self._clean.pop(case.name, None))
-        interrupts = case.category == "user_interruption"
         if "take_over" in scored:
-            wanted = interrupts or full_duplex_bench.task_of(case) in ("smooth_turn_taking", "user_interruption")
+            wanted = full_duplex_bench.task_of(case) in ("smooth_turn_taking", "user_interruption")
             text, met = "takes the turn" if wanted else "leaves the turn to the user", scored["take_over"] == wanted
             return [Seen(report.Mark(0.0, case.duration_s, text, met), scored.get("latency_s"))]
+        interrupts = case.category == "user_interruption"
         tags = scored.get("behaviour_judged") or [scored.get("behaviour_offline")]
         start = case.annotations["metadata"]["timestamps"][0]
         right = full_duplex_bench.RESPOND if interrupts else full_duplex_bench.RESUME
