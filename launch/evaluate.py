@@ -277,9 +277,10 @@ def _published(name: str, module: Any, otherwise: judge.Judge | None = None, jud
         return list(drawn.cases)
 
     def load() -> list[Any]:
-        if not own and DATA.value is None:
+        kept = pathlib.Path(targets.parse(TARGET.value)[1]) / miniatures.file_of(name)
+        if not own and not DATA.value and not kept.exists():
             raise _only_recordings()
-        return own or module.load(DATA.value)
+        return own or module.load(DATA.value or kept)
 
     def score(case: Any, done: Behaviour) -> Any:
         return module.score(case, done, _judge() or otherwise) if judged else module.score(case, done)

@@ -144,9 +144,9 @@ def test_own_data_is_played_kept_and_scored_again(tmp_path):
     kept = {path.name for path in (tmp_path / "run" / "proactive" / "count-0").iterdir()}
     assert kept >= {"input.wav", "input.mp4", "output.wav", "output.json", "session.jsonl"}
     assert "own data, drawn by --seed" in (tmp_path / "page.html").read_text()
-    again = (f"--target=folder:{tmp_path / 'run'}", f"--data={tmp_path / 'run' / 'proactive' / 'anno.json'}")
-    assert evaluate(*arguments, *again).returncode == 0
-    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    for data in ([], [f"--data={tmp_path / 'run' / 'proactive' / 'anno.json'}"]):
+        assert evaluate(*arguments, f"--target=folder:{tmp_path / 'run'}", *data).returncode == 0
+        assert json.loads((tmp_path / "figures.json").read_text()) == figures
 
 
 def test_a_suite_of_recordings_says_what_it_needs(tmp_path):

@@ -77,13 +77,18 @@ class Miniature:
                 _encode(folder / case.name / _VIDEO, film)
 
 
+def file_of(suite: str) -> str:
+    """What the annotations of a suite's own data are called, in the folder of a run."""
+    return _SUITES[suite][1]
+
+
 def draw(suite: str, bank: SpeechBank, spec: StreamSpec, seed: int, samples: int) -> Miniature:
     """So many cases of each kind that the suite has.
 
     Raises:
       ValueError: the bank lacks held-out voices for a kind.
     """
-    kinds, file, write = _SUITES[suite]
+    kinds, _, write = _SUITES[suite]
     config = DataConfig(seed=seed, acoustics=QUIET_ROOM)
     cast = Cast(config, bank, "heldout")
     cases, rows = [], []
@@ -97,7 +102,7 @@ def draw(suite: str, bank: SpeechBank, spec: StreamSpec, seed: int, samples: int
             whole = Conversation(ended, tuple(director.events), True, category)
             name = f"{suite}/{row['id']}" + row.get("moment", "")
             cases.append(Case(name, suite, category, whole, number))
-    return Miniature(cases, file, write(rows))
+    return Miniature(cases, file_of(suite), write(rows))
 
 
 def _encode(path: pathlib.Path, film: Frames) -> None:
