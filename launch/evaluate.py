@@ -1,8 +1,10 @@
 """Measures how a system behaves: ``python -m launch.evaluate --suite=smoke --target=grpc:HOST:PORT``.
 
-The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `overheard` plays a
-folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should be
-silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `trials` plays what
+the model was not taught yet; `overheard` plays a folder of recordings of people who talk to somebody else
+(``--recordings=FOLDER``), all through which a system should be silent; `load` times a server's steps at 1, 8 and 16
+sessions; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+`all` plays each of these that it can, and puts what the model is to show into one table.
 `repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
 annotations in ``--data=FILE``.
 
@@ -10,8 +12,10 @@ The targets: a saved model; a server, through the gRPC door; a folder of what wa
 or by anybody else (docs/bench.md says how it looks).
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -31,8 +35,20 @@ from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.eval import bootstrap, findings, full_duplex_bench, full_duplex_samples, overheard, panel, report, targets
-from tml_jax.eval.metrics import summarise
+from tml_jax.data.trials import TRIALS
+from tml_jax.eval import (
+    bootstrap,
+    findings,
+    full_duplex_bench,
+    full_duplex_samples,
+    hearing,
+    overheard,
+    panel,
+    report,
+    shows,
+    targets,
+)
+from tml_jax.eval.metrics import Verdict, summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
 from tml_jax.eval.suites import (
@@ -62,9 +78,10 @@ PACE = flags.DEFINE_enum(
 SESSIONS = flags.DEFINE_integer("sessions", 1, "Of grpc: conversations at once.", lower_bound=1)
 BANK = cli.bank()
 SPLIT = flags.DEFINE_enum(
-    "split", "heldout", ["heldout", "train"], "Of smoke: whose voices, held-out ones or those of training."
+    "split", "heldout", ["heldout", "train"], "Of simulated users: whose voices, held-out ones or those of training."
 )
-ENGINES = flags.DEFINE_list("engines", [], "Of smoke: only users of these speech engines; empty: all.")
+ENGINES = flags.DEFINE_list("engines", [], "Of simulated users: only those of these speech engines; empty: all.")
+SCENARIO = flags.DEFINE_list("scenarios", [], "Of smoke and trials: only these scenarios; empty: all.")
 CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario or a task.", lower_bound=1)
 RECORDINGS = flags.DEFINE_string("recordings", None, "Of overheard: a folder of sound files.")
 DATA = flags.DEFINE_string(
@@ -94,6 +111,7 @@ BARS = {
     "stop_silent_in_time": (True, 0.98),
     "timer_in_time": (True, 0.93),
 }
+ALL = "all"
 SLOTS = 24
 Figures = Mapping[str, float | bootstrap.Figure]
 
@@ -105,6 +123,7 @@ class Suite(NamedTuple):
       cases: what is played, for a stream; None: only recordings are scored.
       score: of what was recorded.
       see: what was expected in a case, and came; none of a case in which nothing is.
+      lacks: what it cannot be played without and has not got; empty where nothing is missing.
       by_sound: whether scoring needs the sound.
       judged: whether somebody judges what words mean.
     """
@@ -112,6 +131,7 @@ class Suite(NamedTuple):
     cases: Callable[[StreamSpec], list[targets.Case]] | None
     score: Callable[[Iterable[Recorded]], Figures]
     see: Callable[[Recorded], list[findings.Seen]] = lambda case: []
+    lacks: Callable[[], str] = lambda: ""
     by_sound: bool = False
     judged: bool = False
 
@@ -119,23 +139,48 @@ class Suite(NamedTuple):
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
-    suite = _SUITES[SUITE.value]
-    watch = findings.Watch(suite.see)
+    shown = shows.Shown(_ear()) if SUITE.value == ALL else None
     try:
-        cases = _recorded(suite)
-        scored = suite.score(watch.watch(cases) if REPORT.value else cases)
+        found = [one for name in _wanted() if (one := _measured(name, shown)) is not None]
     except (ValueError, client.SessionError) as error:
         sys.exit(f"launch.evaluate: {error}")
-    figures = bootstrap.flat(scored)
-    for name, value in figures.items():
-        print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
+    told: dict[str, Any] = {}
+    for suite, scored, _ in found:
+        told[suite] = bootstrap.flat(scored)
+        print(f"\n{suite}:" if shown else "", end="\n" if shown else "")
+        for name, value in told[suite].items():
+            print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
+    table = shown.table() if shown else []
+    print(*["", *report.plain(table)] if shown else [], sep="\n", end="\n" if shown else "")
     if JSON.value:
+        figures = {"table": report.numbers(table)} | told if shown else told[SUITE.value]
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     if REPORT.value:
         facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")}
-        if suite.judged:
+        if any(_SUITES[one.suite].judged for one in found):
             facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
-        report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
+        report.write(findings.report_of(SUITE.value, found, BARS, facts, table), REPORT.value)
+
+
+def _wanted() -> list[str]:
+    """What is measured: of `all`, what can be played, or was recorded."""
+    if SUITE.value != ALL:
+        return [SUITE.value]
+    recorded = targets.parse(TARGET.value)[0] == "folder"
+    return [name for name, suite in _SUITES.items() if suite.cases is not None and (recorded or not suite.lacks())]
+
+
+def _measured(name: str, shown: shows.Shown | None) -> findings.Found | None:
+    """What a suite found; of `all`, None where there is no case of it."""
+    suite, cases = _SUITES[name], _recorded(name)
+    watch = findings.Watch(suite.see)
+    if shown:
+        first = next((case for case in cases if case.suite == name), None)
+        if first is None:
+            return None
+        cases = shown.watch(itertools.chain([first], cases))
+    scored = suite.score(watch.watch(cases) if REPORT.value else cases)
+    return findings.Found(name, scored, watch.chosen())
 
 
 def _verdict(name: str, value: float) -> str:
@@ -146,20 +191,23 @@ def _verdict(name: str, value: float) -> str:
     return f"  ({'at least' if at_least else 'at most'} {bar}: {'met' if met else 'MISSED'})"
 
 
-def _recorded(suite: Suite) -> Iterator[Recorded]:
-    """The cases, played or read; kept where that is asked for."""
+def _recorded(name: str) -> Iterator[Recorded]:
+    """The cases of a suite, played or read; kept where that is asked for."""
     kind, where = targets.parse(TARGET.value)
     if kind == "folder":
         if OUT.value:
             raise app.UsageError("--out keeps what is played; folder:DIR plays nothing.")
-        yield from (case for case in load_all(pathlib.Path(where)) if case.suite in ("", SUITE.value))
+        yield from load_all(pathlib.Path(where), name)
         return
+    suite = _SUITES[name]
     if suite.cases is None:
         raise _only_recordings()
-    target = _grpc(where) if kind == "grpc" else _checkpoint(where)
+    if lacks := suite.lacks():
+        raise ValueError(f"The suite `{name}` needs {lacks}.")
+    target = _target()
     cases = suite.cases(target.spec)
     sound = suite.by_sound or bool(OUT.value or REPORT.value)
-    for case in tqdm(target.play(cases, sound=sound), total=len(cases), unit="case"):
+    for case in tqdm(target.play(cases, sound=sound), total=len(cases), unit="case", desc=name):
         if OUT.value:
             case.save(pathlib.Path(OUT.value))
         yield case
@@ -170,28 +218,47 @@ def _only_recordings() -> ValueError:
     return ValueError(f"The suite `{SUITE.value}` scores recordings, {needs}.")
 
 
-def _checkpoint(path: str) -> targets.Target:
+@functools.cache
+def _target() -> targets.Checkpoint | targets.Grpc:
+    kind, where = targets.parse(TARGET.value)
+    return _grpc(where) if kind == "grpc" else _checkpoint(where)
+
+
+def _checkpoint(path: str) -> targets.Checkpoint:
     executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
     config, params, tokenizer = load_model(path, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8")
     return targets.Checkpoint(Rollout(InteractionModel(config, dtype), params, tokenizer, SLOTS, executor))
 
 
-def _grpc(address: str) -> targets.Target:
+def _grpc(address: str) -> targets.Grpc:
     return targets.Grpc(REACH(address), real_time=PACE.value == "real", sessions=SESSIONS.value)
 
 
-def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
+def _simulator(spec: StreamSpec) -> Simulator:
     config = DataConfig(bank=BANK.value, seed=SEED.value)
     if ENGINES.value:
         # Engines that are not asked for weigh nothing.
         every = {clip.engine for clip in open_bank(config.bank).clips}
         config = dataclasses.replace(config, engines=tuple((e, float(e in ENGINES.value)) for e in sorted(every)))
-    simulator = Simulator(config, spec, open_bank(config.bank), SPLIT.value)
-    return [
-        targets.Case(f"smoke/{scenario}/{i}", "smoke", scenario, simulator.conversation(i, scenario), i)
-        for scenario in SCENARIOS
-        for i in range(CONVERSATIONS.value)
-    ]
+    return Simulator(config, spec, open_bank(config.bank), SPLIT.value)
+
+
+def _simulated(suite: str, scenarios: Iterable[str], spec: StreamSpec) -> list[targets.Case]:
+    """Users of each scenario, of those that are asked for, and what is known of them."""
+    if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
+        raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
+    simulator, found = _simulator(spec), []
+    for scenario in scenarios:
+        for i in range(CONVERSATIONS.value if not SCENARIO.value or scenario in SCENARIO.value else 0):
+            user = simulator.conversation(i, scenario)
+            voice = {"voice": user.voice, "engine": simulator.cast.bank.voices[user.voice].engine}
+            case = targets.Case(f"{suite}/{scenario}/{i}", suite, scenario, user, i, {"user": voice})
+            found.append(case)
+    return found
+
+
+def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
+    return _simulated("smoke", SCENARIOS, spec)
 
 
 def _smoke_score(cases: Iterable[Recorded]) -> Figures:
@@ -200,10 +267,47 @@ def _smoke_score(cases: Iterable[Recorded]) -> Figures:
     return summarise(verdicts) | panel.estimates(panel.figures(judged))
 
 
+def _trials_cases(spec: StreamSpec) -> list[targets.Case]:
+    return _simulated("trials", TRIALS, spec)
+
+
+def _trials_score(cases: Iterable[Recorded]) -> Figures:
+    verdicts: dict[str, list[Verdict]] = {}
+    for case in cases:
+        verdicts.setdefault(case.category, []).extend(v for _, v in panel.judged(case) if v is not None)
+    return {f"{trial}_{name}": value for trial, of in verdicts.items() for name, value in summarise(of).items()}
+
+
+def _load_cases(spec: StreamSpec) -> list[targets.Case]:
+    simulator, target = _simulator(spec), _target()
+    assert isinstance(target, targets.Grpc)
+    users = [simulator.conversation(i, "command") for i in range(max(shows.LOADS))]
+    users = [dataclasses.replace(user, duration_s=26.0) for user in users]  # all for as long as the shortest
+    return [
+        targets.Case(f"load/{n}/{i}", "load", str(n), users[i], i, together=n)
+        for n in shows.LOADS
+        for i in range(n)
+        if n <= target.slots
+    ]
+
+
+def _load_score(cases: Iterable[Recorded]) -> Figures:
+    shown = shows.Shown(None)
+    collections.deque(shown.watch(cases), maxlen=0)
+    return shown.steps()
+
+
+def _load_lacks() -> str:
+    real = targets.parse(TARGET.value)[0] == "grpc" and PACE.value == "real"
+    return "" if real else "a server at the pace of time: --target=grpc:HOST:PORT"
+
+
+def _overheard_lacks() -> str:
+    return "recordings of people: --recordings=FOLDER" if RECORDINGS.value is None else ""
+
+
 def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
     del spec
-    if RECORDINGS.value is None:
-        raise ValueError("The suite `overheard` needs recordings of people: --recordings=FOLDER.")
     talks = overheard.conversations(RECORDINGS.value, SEED.value)
     return [targets.Case(f"overheard/{i}", "overheard", "talk", talk, i) for i, talk in enumerate(talks)]
 
@@ -224,6 +328,14 @@ def _full_duplex_score(cases: Iterable[Recorded]) -> Figures:
     except ValueError as error:
         raise ValueError(f"{PEOPLE.value} is no JSON file: {error}.") from error
     return full_duplex_bench.summarise(cases, people)
+
+
+def _ear() -> hearing.Ear | None:
+    """Who listens to what is said; None where there is no recogniser."""
+    try:
+        return hearing.Ear(open_bank(BANK.value))
+    except ImportError:
+        return None
 
 
 @functools.cache
@@ -259,7 +371,9 @@ def _by_judge(module: Any, otherwise: judge.Judge | None) -> Suite:
 
 _SUITES = {
     "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
-    "overheard": Suite(_overheard_cases, _overheard_score, findings.silence),
+    "trials": Suite(_trials_cases, _trials_score, findings.expected),
+    "overheard": Suite(_overheard_cases, _overheard_score, findings.silence, _overheard_lacks),
+    "load": Suite(_load_cases, _load_score, lacks=_load_lacks),
     full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
     "repcount": _published(repcount.load, repcount.score, repcount.summarise),
     "charades": _published(charades.load, charades.score, charades.summarise),
@@ -267,7 +381,7 @@ _SUITES = {
     "timed_speech": _by_judge(timed_speech, None),
     "audio_multichallenge": _by_judge(audio_multichallenge, judge.WordJudge()),
 }
-SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
+SUITE = flags.DEFINE_enum("suite", "smoke", [*_SUITES, ALL], "What to measure.")
 
 
 if __name__ == "__main__":

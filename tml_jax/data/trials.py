@@ -1,7 +1,7 @@
 """Exchanges that no model of this repository was taught: what is measured before it is learned.
 
-They are played as the scenarios are, on held-out voices, and need no expectation of a kind of their own. No voice of the
-bank says what two of them ask for, so the user types it. Once one is taught it belongs among the scenarios.
+They are played as the scenarios are, on held-out voices, and need no expectation of a kind of their own. No voice of
+the bank says what two of them ask for, so the user types it. Once one is taught it belongs among the scenarios.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Estimate, Figure, Hidden
+from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Estimate, Figure, Hidden, flat
 
 USER, MODEL, MET, MISSED, UNTOLD = "#1f7a8c", "#c8553d", "#2a8f5b", "#d62828", "#9aa5ad"
 LONGEST_S = 60.0
@@ -286,6 +286,19 @@ def plain(rows: Iterable[Row]) -> Iterator[str]:
         met = "" if row.met is None else "met" if row.met else "MISSED"
         told = f"{row.name:58s} {value:>12s} {interval:>15s} {events:>5s}  {_bars(row):18s} {met:6s} {row.note}"
         yield told.rstrip()
+
+
+def numbers(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """A panel as JSON has it: a hidden figure has no value, only how many events there were."""
+    return [
+        {"name": row.name, **flat({"value": row.figure}), **_hidden_events(row), "unit": row.unit}
+        | {"at_least": row.at_least, "at_most": row.at_most, "met": row.met, "note": row.note}
+        for row in rows
+    ]
+
+
+def _hidden_events(row: Row) -> dict[str, int]:
+    return {"value_events": row.figure.events} if isinstance(row.figure, Hidden) else {}
 
 
 def _suite(suite: Suite) -> str:
