@@ -142,6 +142,22 @@ def test_delegation_is_held_asked_and_told_once():
         assert value(rows, f"delegation: {name}") == pytest.approx(wanted), name
 
 
+def test_results_are_those_that_came_and_simulated_answers_have_no_question():
+    asked, told = (
+        {"kind": "delegate", "after": 2.0, "query": "what time is it"},
+        {"kind": "result", "at": 5.0, "words": ["ten"]},
+    )
+    at = {"t": 4.0, "turn": 19, "type": "background", "task": 1}
+    came = [at | {"t": 2.2, "state": "started", "text": "what time is it"}, at | {"state": "finished", "text": "Nine"}]
+    decided = [{"t": 2.2, "turn": 10, "type": "delegate"}]
+    name = "delegation: result said exactly once"
+    for word, right in (("nine", 1.0), ("ten", 0.0)):
+        rows = table(*[case("smoke/delegate", asked, told, events=decided + came + spoken(4.2, 4.6, word))] * 10)
+        assert value(rows, name) == right and value(rows, "delegation: question word for word") == 1.0
+    rows = table(*[case("smoke/delegate", asked, told, events=decided + spoken(5.2, 5.6, "ten"))] * 10)
+    assert value(rows, name) == 1.0 and rows["delegation: question word for word"].figure == Hidden(0)
+
+
 def test_false_speech_a_minute():
     loud = spoken(3.0, 3.4) + spoken(10.0, 10.4)
     quiet = [case("smoke/quiet", events=e) for e in [loud] * 2 + [()] * 8]

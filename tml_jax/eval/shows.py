@@ -6,7 +6,7 @@ why, and one of fewer than `bootstrap.FEWEST` events is hidden. The bars are goa
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tml_jax.eval import bootstrap, panel, report
@@ -32,7 +32,12 @@ _SMOKE = "smoke/"
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What the table needs of a case; `place` is its suite and category (``smoke/timer``), `engine` the user's."""
+    """What the table needs of a case.
+
+    Attributes:
+      place: its suite and category, ``smoke/timer``. engine: the user's.
+      results: what a server's background model answered, by when; empty where answers are simulated.
+    """
 
     place: str
     engine: str
@@ -41,6 +46,7 @@ class Seen:
     done: Behaviour
     chunks: Sequence[Chunk]
     steps_ms: Sequence[float]
+    results: Mapping[float, str]
     misheard: Sequence[Misheard]
 
 
@@ -69,6 +75,7 @@ class Shown:
         if self._ear is not None and place == "smoke/command" and self._heard < MOST_HEARD:
             misheard = list(self._ear.misheard(case))
             self._heard += len(misheard)
+        events = case.events or ()
         return Seen(
             place,
             case.annotations.get("user", {}).get("engine", ""),
@@ -76,7 +83,8 @@ class Shown:
             panel.judged(case) if case.expectations else [],
             case.behaviour(),
             case.chunks or (),
-            [event["ms"] for event in case.events or () if event["type"] == "step"],
+            [event["ms"] for event in events if event["type"] == "step"],
+            {e["t"]: e["text"] for e in events if e["type"] == "background" and e["state"] == "finished"},
             misheard,
         )
 
@@ -205,24 +213,30 @@ def _minutes(*places: str) -> Callable[[Cases], str]:
 
 
 class _Delegated(NamedTuple):
+    """Whether something was said until the result came, the question was right, the result said once; None: untold."""
+
     held: bool
-    asked: bool
+    asked: bool | None
     told: bool
 
 
 def _delegations(cases: Cases) -> Iterator[_Delegated]:
-    """Whether something was said until the result came, the question was right, and the result said once."""
     for case in cases:
-        if case.place != "smoke/delegate":
-            continue
         for (asked, first), (told, second) in itertools.pairwise(case.judged):
             if (asked["kind"], told["kind"]) == ("delegate", "result") and first is not None and second is not None:
                 held = bool(case.done.words_in(asked["after"], told["at"]))
-                yield _Delegated(held, first.words_right is True, second.words_right is True)
+                untold = case.done.delegations and not case.done.queries  # who simulates answers sees no question
+                came = case.results.get(told["at"], " ".join(told["words"])).lower().split()
+                right = None if untold else first.words_right is True
+                yield _Delegated(held, right, list(second.said) == came)
 
 
-def _delegated(good: Callable[[_Delegated], bool]) -> Callable[[Cases], Figure]:
-    return lambda cases: bootstrap.rate([good(one) for one in _delegations(cases)])
+def _delegated(good: Callable[[_Delegated], bool | None]) -> Callable[[Cases], Figure]:
+    return lambda cases: bootstrap.rate([told for one in _delegations(cases) if (told := good(one)) is not None])
+
+
+def _all_three(one: _Delegated) -> bool | None:
+    return None if one.asked is None else all(one)
 
 
 def _misheard(errors: Callable[[Misheard], int]) -> Callable[[Cases], Figure]:
@@ -246,6 +260,7 @@ def _steps(sessions: int, at: float) -> Callable[[Cases], Figure]:
 _TRIALS = "needs `trials`"
 _NO_PEOPLE = "the bank has no held-out recordings of people who ask for something"
 _NO_EAR = "needs pocketsphinx (extra `speech`) and the sound"
+_NO_SERVER = "needs `smoke`, of a server with a background model"
 _NO_STEPS = "needs `load`, of a server with as many slots, at --pace=real"
 _TAUGHT_NOT = "not taught"
 _TYPED = "not taught; the request is typed"
@@ -279,9 +294,9 @@ ROWS = (
         0.85,
         note=_TYPED,
     ),
-    Row("delegation: all three", _delegated(all), "needs `smoke`", 0.9, note="a holding phrase is not taught"),
+    Row("delegation: all three", _delegated(_all_three), _NO_SERVER, 0.9, note="a holding phrase is not taught"),
     Row("delegation: holding phrase", _delegated(lambda one: one.held), "needs `smoke`"),
-    Row("delegation: question word for word", _delegated(lambda one: one.asked), "needs `smoke`"),
+    Row("delegation: question word for word", _delegated(lambda one: one.asked), _NO_SERVER),
     Row("delegation: result said exactly once", _delegated(lambda one: one.told), "needs `smoke`"),
     *(
         Row(f"false speech a minute: {what}", _starts(place), needs, None, bar, "", _minutes(place))
