@@ -248,12 +248,11 @@ def _simulated(suite: str, scenarios: Iterable[str], spec: StreamSpec) -> list[t
     if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
         raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
     simulator, found = _simulator(spec), []
-    for scenario in scenarios:
-        for i in range(CONVERSATIONS.value if not SCENARIO.value or scenario in SCENARIO.value else 0):
+    for scenario in (one for one in scenarios if not SCENARIO.value or one in SCENARIO.value):
+        for i in range(CONVERSATIONS.value):
             user = simulator.conversation(i, scenario)
             voice = {"voice": user.voice, "engine": simulator.cast.bank.voices[user.voice].engine}
-            case = targets.Case(f"{suite}/{scenario}/{i}", suite, scenario, user, i, {"user": voice})
-            found.append(case)
+            found.append(targets.Case(f"{suite}/{scenario}/{i}", suite, scenario, user, i, {"user": voice}))
     return found
 
 
