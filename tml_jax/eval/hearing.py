@@ -20,10 +20,10 @@ from tml_jax.streams import number_words
 
 _APART_S = 0.6  # a longer silence parts utterances
 _AROUND_S = 0.2  # silence that the recogniser gets before and after
-_HISS = 1e-4  # in digital silence it hears nothing at all
+_HISS = 3e-3  # with less of it, it mishears more
 _NUMBERS = (*number_words.UNITS, *number_words.TENS)
 # Without a price on words it hears more than were said; with narrower beams it hears nothing of some utterances.
-_SEARCH = {"wip": 1e-5, "beam": 1e-70, "pbeam": 1e-70, "wbeam": 1e-50}
+_SEARCH = {"wip": 1e-5, "beam": 1e-70, "pbeam": 1e-70, "wbeam": 1e-50, "cmn": "batch"}
 
 
 class Misheard(NamedTuple):
