@@ -12,7 +12,6 @@ The targets: a saved model; a server, through the gRPC door; a folder of what wa
 or by anybody else (docs/bench.md says how it looks).
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -46,9 +45,10 @@ from tml_jax.eval import (
     panel,
     report,
     shows,
+    simulated,
     targets,
 )
-from tml_jax.eval.metrics import Verdict, summarise
+from tml_jax.eval.metrics import summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
 from tml_jax.eval.suites import (
@@ -243,21 +243,16 @@ def _simulator(spec: StreamSpec) -> Simulator:
     return Simulator(config, spec, open_bank(config.bank), SPLIT.value)
 
 
-def _simulated(suite: str, scenarios: Iterable[str], spec: StreamSpec) -> list[targets.Case]:
-    """Users of each scenario, of those that are asked for, and what is known of them."""
-    if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
-        raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
-    simulator, found = _simulator(spec), []
-    for scenario in (one for one in scenarios if not SCENARIO.value or one in SCENARIO.value):
-        for i in range(CONVERSATIONS.value):
-            user = simulator.conversation(i, scenario)
-            voice = {"voice": user.voice, "engine": simulator.cast.bank.voices[user.voice].engine}
-            found.append(targets.Case(f"{suite}/{scenario}/{i}", suite, scenario, user, i, {"user": voice}))
-    return found
+def _simulated(suite: str, scenarios: Iterable[str]) -> Callable[[StreamSpec], list[targets.Case]]:
+    """What is played of a suite of scenarios: those that are asked for."""
 
+    def cases(spec: StreamSpec) -> list[targets.Case]:
+        if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
+            raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
+        wanted = [name for name in scenarios if name in SCENARIO.value or not SCENARIO.value]
+        return simulated.cases(suite, wanted, CONVERSATIONS.value, _simulator(spec))
 
-def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
-    return _simulated("smoke", SCENARIOS, spec)
+    return cases
 
 
 def _smoke_score(cases: Iterable[Recorded]) -> Figures:
@@ -266,34 +261,10 @@ def _smoke_score(cases: Iterable[Recorded]) -> Figures:
     return summarise(verdicts) | panel.estimates(panel.figures(judged))
 
 
-def _trials_cases(spec: StreamSpec) -> list[targets.Case]:
-    return _simulated("trials", TRIALS, spec)
-
-
-def _trials_score(cases: Iterable[Recorded]) -> Figures:
-    verdicts: dict[str, list[Verdict]] = {}
-    for case in cases:
-        verdicts.setdefault(case.category, []).extend(v for _, v in panel.judged(case) if v is not None)
-    return {f"{trial}_{name}": value for trial, of in verdicts.items() for name, value in summarise(of).items()}
-
-
 def _load_cases(spec: StreamSpec) -> list[targets.Case]:
-    simulator, target = _simulator(spec), _target()
+    target = _target()
     assert isinstance(target, targets.Grpc)
-    users = [simulator.conversation(i, "command") for i in range(max(shows.LOADS))]
-    users = [dataclasses.replace(user, duration_s=26.0) for user in users]  # all for as long as the shortest
-    return [
-        targets.Case(f"load/{n}/{i}", "load", str(n), users[i], i, together=n)
-        for n in shows.LOADS
-        for i in range(n)
-        if n <= target.slots
-    ]
-
-
-def _load_score(cases: Iterable[Recorded]) -> Figures:
-    shown = shows.Shown(None)
-    collections.deque(shown.watch(cases), maxlen=0)
-    return shown.steps()
+    return simulated.load(target.slots, _simulator(spec))
 
 
 def _load_lacks() -> str:
@@ -369,10 +340,10 @@ def _by_judge(module: Any, otherwise: judge.Judge | None) -> Suite:
 
 
 _SUITES = {
-    "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
-    "trials": Suite(_trials_cases, _trials_score, findings.expected),
+    "smoke": Suite(_simulated("smoke", SCENARIOS), _smoke_score, findings.expected),
+    "trials": Suite(_simulated("trials", TRIALS), simulated.score_each, findings.expected),
     "overheard": Suite(_overheard_cases, _overheard_score, findings.silence, _overheard_lacks),
-    "load": Suite(_load_cases, _load_score, lacks=_load_lacks),
+    "load": Suite(_load_cases, shows.steps, lacks=_load_lacks),
     full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
     "repcount": _published(repcount.load, repcount.score, repcount.summarise),
     "charades": _published(charades.load, charades.score, charades.summarise),

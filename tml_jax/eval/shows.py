@@ -15,11 +15,10 @@ from tml_jax.eval.hearing import Ear, Misheard
 from tml_jax.eval.metrics import IN_TIME_S, Verdict, met
 from tml_jax.eval.overheard import starts
 from tml_jax.eval.recorded import Chunk, Recorded
+from tml_jax.eval.simulated import LOADS
 from tml_jax.streams import number_words
 from tml_jax.wire.behaviour import Behaviour
 
-LOADS = (1, 8, 16)
-"""Sessions at once at which steps are timed."""
 MOST_HEARD = 300  # utterances that the outside recogniser is given
 _YIELD_S = 0.4
 _COUNT_S = 0.4
@@ -67,10 +66,11 @@ class Shown:
     def watch(self, cases: Iterable[Recorded]) -> Iterator[Recorded]:
         """The same cases."""
         for case in cases:
-            self._seen.append(self._see(case))
+            self._seen.append(self.see(case))
             yield case
 
-    def _see(self, case: Recorded) -> Seen:
+    def see(self, case: Recorded) -> Seen:
+        """What the table needs of a case."""
         place, misheard = f"{case.suite}/{case.category}", []
         if self._ear is not None and place == "smoke/command" and self._heard < MOST_HEARD:
             misheard = list(self._ear.misheard(case))
@@ -88,14 +88,16 @@ class Shown:
             misheard,
         )
 
-    def steps(self) -> dict[str, Figure]:
-        """How long steps took, milliseconds, by how many sessions there were."""
-        quantiles = (("median", 0.5), ("p99", 0.99))
-        return {f"step_{n}_sessions_{name}_ms": _steps(n, at)(self._seen) for n in LOADS for name, at in quantiles}
-
     def table(self) -> list[report.Row]:
         """The rows, those too that nothing was recorded of."""
         return [row.of(self._seen) for row in ROWS]
+
+
+def steps(cases: Iterable[Recorded]) -> dict[str, Figure]:
+    """How long a server's steps took, milliseconds, by how many sessions there were."""
+    seen = list(map(Shown(None).see, cases))
+    quantiles = (("median", 0.5), ("p99", 0.99))
+    return {f"step_{n}_sessions_{name}_ms": _steps(n, at)(seen) for n in LOADS for name, at in quantiles}
 
 
 class Row(NamedTuple):
