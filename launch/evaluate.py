@@ -123,7 +123,7 @@ class Suite(NamedTuple):
       cases: what is played, for a stream; None: only recordings are scored.
       score: of what was recorded.
       see: what was expected in a case, and came; none of a case in which nothing is.
-      lacks: what it cannot be played without and has not got; empty where nothing is missing.
+      lacks: what it cannot be measured without and has not got; empty where nothing is missing.
       by_sound: whether scoring needs the sound.
       judged: whether somebody judges what words mean.
     """
@@ -166,8 +166,7 @@ def _wanted() -> list[str]:
     """What is measured: of `all`, what can be played, or was recorded."""
     if SUITE.value != ALL:
         return [SUITE.value]
-    recorded = targets.parse(TARGET.value)[0] == "folder"
-    return [name for name, suite in _SUITES.items() if suite.cases is not None and (recorded or not suite.lacks())]
+    return [name for name, suite in _SUITES.items() if suite.cases is not None and not suite.lacks()]
 
 
 def _measured(name: str, shown: shows.Shown | None) -> findings.Found | None:
@@ -268,12 +267,14 @@ def _load_cases(spec: StreamSpec) -> list[targets.Case]:
 
 
 def _load_lacks() -> str:
-    real = targets.parse(TARGET.value)[0] == "grpc" and PACE.value == "real"
+    kind = targets.parse(TARGET.value)[0]
+    real = kind == "folder" or (kind == "grpc" and PACE.value == "real")
     return "" if real else "a server at the pace of time: --target=grpc:HOST:PORT"
 
 
 def _overheard_lacks() -> str:
-    return "recordings of people: --recordings=FOLDER" if RECORDINGS.value is None else ""
+    there = RECORDINGS.value is not None or targets.parse(TARGET.value)[0] == "folder"
+    return "" if there else "recordings of people: --recordings=FOLDER"
 
 
 def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
