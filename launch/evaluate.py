@@ -139,6 +139,8 @@ class Suite(NamedTuple):
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
+    if SUITE.value == ALL and DATA.value:
+        raise app.UsageError("--data is of one suite: --suite=all plays own data.")
     shown = shows.Shown(_ear()) if SUITE.value == ALL else None
     try:
         found = [one for name in _wanted() if (one := _measured(name, shown)) is not None]

@@ -67,7 +67,7 @@ def test_cases_that_belong_together_are_played_at_once(serving, run) -> None:
         run(scenario(2))
 
 
-def test_all_of_a_server_is_one_table(serving, run, tmp_path: pathlib.Path) -> None:
+def test_all_of_a_server_is_one_table(serving, tmp_path: pathlib.Path) -> None:
     """Every suite that needs no data is played through the door; no row is left out."""
     out, page = tmp_path / "figures.json", tmp_path / "page.html"
 
@@ -85,7 +85,7 @@ def test_all_of_a_server_is_one_table(serving, run, tmp_path: pathlib.Path) -> N
             _, told = await process.communicate()
             return process.returncode or 0, told
 
-    status, told = run(scenario())
+    status, told = asyncio.run(asyncio.wait_for(scenario(), 500))
     assert status == 0, told.decode()
     figures = json.loads(out.read_text())
     assert list(figures)[:3] == ["table", "smoke", "trials"] and "full_duplex_bench" in figures
