@@ -142,10 +142,14 @@ def main(argv: list[str]) -> None:
     if SUITE.value == ALL and DATA.value:
         raise app.UsageError("--data is of one suite: --suite=all plays own data.")
     shown = shows.Shown(_ear()) if SUITE.value == ALL else None
-    try:
-        found = [one for name in _wanted() if (one := _measured(name, shown)) is not None]
-    except (ValueError, client.SessionError) as error:
-        sys.exit(f"launch.evaluate: {error}")
+    found, refused = list[findings.Found](), list[str]()
+    for name in _wanted():
+        try:
+            found += _measured(name, shown)
+        except (ValueError, client.SessionError) as error:
+            if not shown or isinstance(error, ValueError):
+                sys.exit(f"launch.evaluate: {error}")
+            refused.append(f"{name}: {error}")  # of `all`, the rest is still measured
     told: dict[str, Any] = {}
     for suite, scored, _ in found:
         told[suite] = bootstrap.flat(scored)
@@ -162,6 +166,8 @@ def main(argv: list[str]) -> None:
         if any(_SUITES[one.suite].judged for one in found):
             facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
         report.write(findings.report_of(SUITE.value, found, BARS, facts, table), REPORT.value)
+    if refused:
+        sys.exit("launch.evaluate: " + "; ".join(refused))
 
 
 def _wanted() -> list[str]:
@@ -171,17 +177,17 @@ def _wanted() -> list[str]:
     return [name for name, suite in _SUITES.items() if suite.cases is not None and not suite.lacks()]
 
 
-def _measured(name: str, shown: shows.Shown | None) -> findings.Found | None:
-    """What a suite found; of `all`, None where there is no case of it."""
+def _measured(name: str, shown: shows.Shown | None) -> list[findings.Found]:
+    """What a suite found; of `all`, nothing where there is no case of it."""
     suite, cases = _SUITES[name], _recorded(name)
     watch = findings.Watch(suite.see)
     if shown:
         first = next((case for case in cases if case.suite == name), None)
         if first is None:
-            return None
+            return []
         cases = shown.watch(itertools.chain([first], cases))
     scored = suite.score(watch.watch(cases) if REPORT.value else cases)
-    return findings.Found(name, scored, watch.chosen())
+    return [findings.Found(name, scored, watch.chosen())]
 
 
 def _verdict(name: str, value: float) -> str:
@@ -346,13 +352,13 @@ _SUITES = {
     "smoke": Suite(_simulated("smoke", SCENARIOS), _smoke_score, findings.expected),
     "trials": Suite(_simulated("trials", TRIALS), simulated.score_each, findings.expected),
     "overheard": Suite(_overheard_cases, _overheard_score, findings.silence, _overheard_lacks),
-    "load": Suite(_load_cases, shows.steps, lacks=_load_lacks),
     full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
     "repcount": _published(repcount.load, repcount.score, repcount.summarise),
     "charades": _published(charades.load, charades.score, charades.summarise),
     "proactive": _by_judge(proactive, judge.WordJudge()),
     "timed_speech": _by_judge(timed_speech, None),
     "audio_multichallenge": _by_judge(audio_multichallenge, judge.WordJudge()),
+    "load": Suite(_load_cases, shows.steps, lacks=_load_lacks),
 }
 SUITE = flags.DEFINE_enum("suite", "smoke", [*_SUITES, ALL], "What to measure.")
 
