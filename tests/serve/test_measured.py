@@ -67,26 +67,26 @@ def test_cases_that_belong_together_are_played_at_once(serving, run) -> None:
         run(scenario(2))
 
 
+def measured(serving, slots: int, *flags: str) -> tuple[int, str]:
+    """Exit status and errors of `launch.evaluate --suite=all`, of a server of so many slots."""
+
+    async def scenario() -> tuple[int, str]:
+        async with serving(slots=slots) as server:
+            target = [f"--target=grpc:{server.address}", "--pace=fast", "--conversations=1", "--suite=all"]
+            command = [sys.executable, "-m", "launch.evaluate", *target, *flags]
+            process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+            _, told = await process.communicate()
+            return process.returncode or 0, told.decode()
+
+    return asyncio.run(asyncio.wait_for(scenario(), 500))
+
+
 def test_all_of_a_server_is_one_table(serving, tmp_path: pathlib.Path) -> None:
     """Every suite that needs no data is played through the door; no row is left out."""
     out, page = tmp_path / "figures.json", tmp_path / "page.html"
-
-    async def scenario() -> tuple[int, bytes]:
-        async with serving(slots=4) as server:
-            flags = [
-                "--suite=all",
-                f"--target=grpc:{server.address}",
-                "--pace=fast",
-                "--sessions=4",
-                "--conversations=1",
-            ]
-            command = [sys.executable, "-m", "launch.evaluate", *flags, f"--json={out}", f"--report={page}"]
-            process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-            _, told = await process.communicate()
-            return process.returncode or 0, told
-
-    status, told = asyncio.run(asyncio.wait_for(scenario(), 500))
-    assert status == 0, told.decode()
+    flags = ("--scenarios=command,quiet,cue,shadow", f"--json={out}", f"--report={page}")
+    status, told = measured(serving, 4, "--sessions=4", *flags)
+    assert status == 0, told
     figures = json.loads(out.read_text())
     assert list(figures)[:3] == ["table", "smoke", "trials"] and "full_duplex_bench" in figures
     assert "load" not in figures and "overheard" not in figures, (
@@ -98,3 +98,10 @@ def test_all_of_a_server_is_one_table(serving, tmp_path: pathlib.Path) -> None:
     assert rows["shadowing: digits right while the user speaks"]["value"] < 0.5, "a digit after each one, but which"
     assert rows["step at 16 sessions, 99th percentile"]["note"].startswith("needs `load`")
     assert page.read_text().count("<audio") >= 6
+
+
+def test_what_a_server_refuses_leaves_the_rest_measured(serving, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "figures.json"
+    status, told = measured(serving, 1, "--sessions=2", "--scenarios=quiet", f"--json={out}")
+    assert status == 1 and "launch.evaluate: full_duplex_bench: " in told and "Traceback" not in told
+    assert list(json.loads(out.read_text())) == ["table", "smoke"]
