@@ -70,6 +70,38 @@ def test_the_report_has_the_figures_and_cases_to_hear(tmp_path):
     assert text.count(">expected</text>") == 3
 
 
+def test_all_of_a_folder_is_one_table_over_its_suites(tmp_path):
+    commands(tmp_path / "run")
+    for i in range(10):
+        quiet = Recorded(f"overheard/{i}", noise((0.5, 1.5)), noise((3.0, 4.0)), 6.0, "overheard", "talk")
+        quiet.save(tmp_path / "run")
+    page, out = tmp_path / "page.html", tmp_path / "figures.json"
+    ended = evaluate("--suite=all", f"--target=folder:{tmp_path / 'run'}", f"--report={page}", f"--json={out}")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(out.read_text())
+    assert list(told) == ["table", "smoke", "overheard"], "suites of which nothing was recorded are left out"
+    table = {row["name"]: row for row in told["table"]}
+    latency = table["turn-taking latency, median"]
+    assert latency["value"] == told["smoke"]["panel_turn_taking_latency_median_s"] and latency["value_events"] == 11
+    overheard = table["false speech a minute: talk of recorded people"]
+    assert (
+        overheard["value"] == 10.0
+        and overheard["met"] is False
+        and "value" not in table["visual cue: said within 0.6 s"]
+    )
+    shown = rf"turn-taking latency, median +{latency['value']:.2f} s .* 11 +at most 0\.30 s +(met|MISSED)\n"
+    assert re.search(shown, ended.stdout)
+    assert re.search(r"visual cue: said within 0\.6 s +not measured +at least 90\.0 % +needs `trials`", ended.stdout)
+    text = page.read_text()
+    assert [text.count(f"<h2>{name}</h2>") for name in ("What it is to show", "smoke", "overheard", "trials")] == [
+        1,
+        1,
+        1,
+        0,
+    ]
+    assert text.count("<audio") == 6, "best, median and worst of both suites"
+
+
 def test_other_suites_report_what_they_score(tmp_path):
     page = tmp_path / "page.html"
     taking = {"turn_taking": [{"timestamp": [2.0, 2.4]}]}
@@ -153,10 +185,16 @@ def test_a_suite_of_recordings_says_what_it_needs(tmp_path):
     data = tmp_path / "test.csv"
     data.write_text("type,name,count\nsitup,a.mp4,3\n")
     counted(tmp_path, "run/a", "one")
-    for arguments in (["--target=grpc:127.0.0.1:1", f"--data={data}"], [f"--target=folder:{tmp_path}"]):
+    for arguments, told in (
+        (
+            ["--target=grpc:127.0.0.1:1", f"--data={data}"],
+            "needs recordings, --target=folder:DIR, where there is --data",
+        ),
+        ([f"--target=folder:{tmp_path}"], "needs the annotations of what was recorded: --data=FILE"),
+    ):
         ended = evaluate("--suite=repcount", *arguments)
         assert ended.returncode == 1 and "Traceback" not in ended.stderr
-        assert "The suite `repcount` scores recordings, --target=folder:DIR, by the benchmark's" in ended.stderr
+        assert f"The suite `repcount` {told}" in ended.stderr
 
 
 def test_what_a_system_left_behind_is_scored_without_its_sound(tmp_path):
@@ -208,5 +246,10 @@ def test_what_does_not_go_is_one_sentence(tmp_path):
     assert ended.returncode == 1 and "no recorded case" in ended.stderr and "Traceback" not in ended.stderr
     ended = evaluate(f"--target=folder:{tmp_path}", f"--out={tmp_path}")
     assert ended.returncode == 2 and "--out" in ended.stderr and "Traceback" not in ended.stderr
+    ended = evaluate("--suite=overheard")
+    assert (
+        ended.returncode == 1
+        and "The suite `overheard` needs recordings of people: --recordings=FOLDER." in ended.stderr
+    )
     ended = evaluate("--target=nothing")
     assert ended.returncode == 1 and "checkpoint:PATH, grpc:HOST:PORT or folder:DIR" in ended.stderr

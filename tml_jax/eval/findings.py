@@ -5,7 +5,7 @@ worth) and, where it is equal, how late.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -162,32 +162,42 @@ def rows(figures: Mapping[str, float | Figure], bars: Mapping[str, tuple[bool, f
     """
     found = []
     for name, figure in figures.items():
-        unit = "s" if name.endswith("_s") else "" if name.endswith(_NUMBERS) else "%"
+        unit = "ms" if name.endswith("_ms") else "s" if name.endswith("_s") else "" if name.endswith(_NUMBERS) else "%"
         at_least, bar = bars.get(name, (True, None))
         ends = (bar, None) if at_least else (None, bar)
         found.append(report.Row(name.removeprefix("panel_").replace("_", " "), figure, unit, *ends))
     return found
 
 
+class Found(NamedTuple):
+    """What a suite found: its name, its figures by name, and cases to show."""
+
+    suite: str
+    figures: Mapping[str, float | Figure]
+    cases: Sequence[report.Case]
+
+
 def report_of(
-    suite: str,
-    figures: Mapping[str, float | Figure],
+    name: str,
+    found: Sequence[Found],
     bars: Mapping[str, tuple[bool, float]],
-    cases: Iterable[report.Case],
     facts: Mapping[str, str],
+    table: Sequence[report.Row] = (),
 ) -> report.Report:
-    """The report of one suite. None of its figures is called comparable with a published one.
+    """The report of a run. None of its figures is called comparable with a published one.
 
     Args:
-      suite: its name.
-      figures, bars: as `rows` has them.
-      cases: to show.
+      name: of what was measured.
+      found: suite by suite.
+      bars: as `rows` has them.
       facts: what was measured, by name.
+      table: comes first, where there is one.
     """
     beside = {}
-    for name, (key, unit) in _BESIDE.items():
-        figure = figures.get(name)
-        if isinstance(figure, Figure):
-            beside[key] = report.Ours(figure, unit)
-    shown = report.Suite(suite, rows(figures, bars), list(cases))
-    return report.Report(f"The bench: {suite}", facts, [shown], beside)
+    for one in found:
+        for figure, (key, unit) in _BESIDE.items():
+            if isinstance(there := one.figures.get(figure), Figure):
+                beside[key] = report.Ours(there, unit)
+    shown = [report.Suite(one.suite, rows(one.figures, bars), one.cases) for one in found]
+    first = [report.Suite("What it is to show", table)] if table else []
+    return report.Report(f"The bench: {name}", facts, first + shown, beside)
