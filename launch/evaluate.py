@@ -1,10 +1,13 @@
 """Measures how a system behaves: ``python -m launch.evaluate --suite=smoke --target=grpc:HOST:PORT``.
 
-The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `overheard` plays a
-folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should be
-silent; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `trials` plays what
+the model was not taught yet; `overheard` plays a folder of recordings of people who talk to somebody else
+(``--recordings=FOLDER``), all through which a system should be silent; `load` times a server's steps at 1, 8 and 16
+sessions; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
+`all` plays each of these that it can, and puts what the model is to show into one table.
 `repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
-annotations in ``--data=FILE``.
+annotations in ``--data=FILE``; without it they play own data, whose figures are comparable with no published ones.
+`full_duplex_bench_v2` and `_v3` score the files that those benchmarks' own pipelines leave, ``folder:DIR``.
 
 The targets: a saved model; a server, through the gRPC door; a folder of what was recorded before, by ``--out=FOLDER``
 or by anybody else (docs/bench.md says how it looks).
@@ -12,10 +15,12 @@ or by anybody else (docs/bench.md says how it looks).
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -31,13 +36,29 @@ from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.eval import bootstrap, findings, full_duplex_bench, full_duplex_samples, overheard, panel, report, targets
+from tml_jax.data.trials import TRIALS
+from tml_jax.eval import (
+    bootstrap,
+    findings,
+    full_duplex_bench,
+    full_duplex_samples,
+    hearing,
+    miniatures,
+    overheard,
+    panel,
+    report,
+    shows,
+    simulated,
+    targets,
+)
 from tml_jax.eval.metrics import summarise
 from tml_jax.eval.recorded import Recorded, load_all
 from tml_jax.eval.rollout import Rollout
 from tml_jax.eval.suites import (
     audio_multichallenge,
     charades,
+    full_duplex_v2,
+    full_duplex_v3,
     judge,
     proactive,
     recordings,
@@ -62,9 +83,10 @@ PACE = flags.DEFINE_enum(
 SESSIONS = flags.DEFINE_integer("sessions", 1, "Of grpc: conversations at once.", lower_bound=1)
 BANK = cli.bank()
 SPLIT = flags.DEFINE_enum(
-    "split", "heldout", ["heldout", "train"], "Of smoke: whose voices, held-out ones or those of training."
+    "split", "heldout", ["heldout", "train"], "Of simulated users: whose voices, held-out ones or those of training."
 )
-ENGINES = flags.DEFINE_list("engines", [], "Of smoke: only users of these speech engines; empty: all.")
+ENGINES = flags.DEFINE_list("engines", [], "Of simulated users: only those of these speech engines; empty: all.")
+SCENARIO = flags.DEFINE_list("scenarios", [], "Of smoke and trials: only these scenarios; empty: all.")
 CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario or a task.", lower_bound=1)
 RECORDINGS = flags.DEFINE_string("recordings", None, "Of overheard: a folder of sound files.")
 DATA = flags.DEFINE_string(
@@ -94,6 +116,7 @@ BARS = {
     "stop_silent_in_time": (True, 0.98),
     "timer_in_time": (True, 0.93),
 }
+ALL = "all"
 SLOTS = 24
 Figures = Mapping[str, float | bootstrap.Figure]
 
@@ -102,40 +125,81 @@ class Suite(NamedTuple):
     """What is measured.
 
     Attributes:
-      cases: what is played, for a stream; None: only recordings are scored.
+      cases: what is played, for a stream; None: what a system left behind is scored.
       score: of what was recorded.
       see: what was expected in a case, and came; none of a case in which nothing is.
+      lacks: what it cannot be measured without and has not got; empty where nothing is missing.
       by_sound: whether scoring needs the sound.
-      judged: whether somebody judges what words mean.
+      otherwise: who judges what words mean where no chat model does; empty: nobody has to.
+      data: what ``--data`` brings, to be "played", or recordings to be "scored" by; without it own data is played in
+        its place. Empty: nothing.
     """
 
     cases: Callable[[StreamSpec], list[targets.Case]] | None
     score: Callable[[Iterable[Recorded]], Figures]
     see: Callable[[Recorded], list[findings.Seen]] = lambda case: []
+    lacks: Callable[[], str] = lambda: ""
     by_sound: bool = False
-    judged: bool = False
+    otherwise: str = ""
+    data: str = ""
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
     del argv
-    suite = _SUITES[SUITE.value]
-    watch = findings.Watch(suite.see)
-    try:
-        cases = _recorded(suite)
-        scored = suite.score(watch.watch(cases) if REPORT.value else cases)
-    except (ValueError, client.SessionError) as error:
-        sys.exit(f"launch.evaluate: {error}")
-    figures = bootstrap.flat(scored)
-    for name, value in figures.items():
-        print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
+    if SUITE.value == ALL and DATA.value:
+        raise app.UsageError("--data is of one suite: --suite=all plays own data.")
+    shown = shows.Shown(_ear()) if SUITE.value == ALL else None
+    found, refused = list[findings.Found](), list[str]()
+    for name in _wanted():
+        try:
+            found += _measured(name, shown)
+        except (ValueError, client.SessionError) as error:
+            if not shown or isinstance(error, ValueError):
+                sys.exit(f"launch.evaluate: {error}")
+            refused.append(f"{name}: {error}")  # of `all`, the rest is still measured
+    told: dict[str, Any] = {}
+    for suite, scored, _ in found:
+        told[suite] = bootstrap.flat(scored)
+        print(f"\n{suite}:" if shown else "", end="\n" if shown else "")
+        for name, value in told[suite].items():
+            print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
+    table = shown.table() if shown else []
+    print(*["", *report.plain(table)] if shown else [], sep="\n", end="\n" if shown else "")
+    own = [name for name, *_ in found if _SUITES[name].data]
+    note = miniatures.NOTE if own and not DATA.value and targets.parse(TARGET.value)[0] != "folder" else ""
+    if note:
+        print(f"({', '.join(own)}: {note})")
     if JSON.value:
+        figures = {"table": report.numbers(table)} | told if shown else told[SUITE.value]
         pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     if REPORT.value:
-        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")}
-        if suite.judged:
-            facts["judge"] = JUDGE.value[1] if JUDGE.value else judge.WordJudge.name
-        report.write(findings.report_of(SUITE.value, scored, BARS, watch.chosen(), facts), REPORT.value)
+        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")} | ({"data": note} if note else {})
+        if judges := dict.fromkeys(who for one in found if (who := _SUITES[one.suite].otherwise)):
+            facts["judge"] = JUDGE.value[1] if JUDGE.value else ", ".join(judges)
+        report.write(findings.report_of(SUITE.value, found, BARS, facts, table), REPORT.value)
+    if refused:
+        sys.exit("launch.evaluate: " + "; ".join(refused))
+
+
+def _wanted() -> list[str]:
+    """What is measured: of `all`, what can be played, or was recorded."""
+    if SUITE.value != ALL:
+        return [SUITE.value]
+    return [name for name, suite in _SUITES.items() if suite.cases is not None and not suite.lacks()]
+
+
+def _measured(name: str, shown: shows.Shown | None) -> list[findings.Found]:
+    """What a suite found; of `all`, nothing where there is no case of it."""
+    suite, cases = _SUITES[name], _recorded(name)
+    watch = findings.Watch(suite.see)
+    if shown:
+        first = next((case for case in cases if case.suite == name), None)
+        if first is None:
+            return []
+        cases = shown.watch(itertools.chain([first], cases))
+    scored = suite.score(watch.watch(cases) if REPORT.value else cases)
+    return [findings.Found(name, scored, watch.chosen())]
 
 
 def _verdict(name: str, value: float) -> str:
@@ -146,52 +210,62 @@ def _verdict(name: str, value: float) -> str:
     return f"  ({'at least' if at_least else 'at most'} {bar}: {'met' if met else 'MISSED'})"
 
 
-def _recorded(suite: Suite) -> Iterator[Recorded]:
-    """The cases, played or read; kept where that is asked for."""
+def _recorded(name: str) -> Iterator[Recorded]:
+    """The cases of a suite, played or read; kept where that is asked for."""
     kind, where = targets.parse(TARGET.value)
     if kind == "folder":
         if OUT.value:
             raise app.UsageError("--out keeps what is played; folder:DIR plays nothing.")
-        yield from (case for case in load_all(pathlib.Path(where)) if case.suite in ("", SUITE.value))
+        yield from load_all(pathlib.Path(where), name)
         return
-    if suite.cases is None:
-        raise _only_recordings()
-    target = _grpc(where) if kind == "grpc" else _checkpoint(where)
+    suite = _SUITES[name]
+    assert suite.cases is not None
+    if lacks := suite.lacks():
+        raise ValueError(f"The suite `{name}` needs {lacks}.")
+    target = _target()
     cases = suite.cases(target.spec)
     sound = suite.by_sound or bool(OUT.value or REPORT.value)
-    for case in tqdm(target.play(cases, sound=sound), total=len(cases), unit="case"):
+    for case in tqdm(target.play(cases, sound=sound), total=len(cases), unit="case", desc=name):
         if OUT.value:
             case.save(pathlib.Path(OUT.value))
         yield case
 
 
-def _only_recordings() -> ValueError:
-    needs = "--target=folder:DIR, by the benchmark's annotations, --data=FILE"
-    return ValueError(f"The suite `{SUITE.value}` scores recordings, {needs}.")
+@functools.cache
+def _target() -> targets.Checkpoint | targets.Grpc:
+    kind, where = targets.parse(TARGET.value)
+    return _grpc(where) if kind == "grpc" else _checkpoint(where)
 
 
-def _checkpoint(path: str) -> targets.Target:
+def _checkpoint(path: str) -> targets.Checkpoint:
     executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
     config, params, tokenizer = load_model(path, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8")
     return targets.Checkpoint(Rollout(InteractionModel(config, dtype), params, tokenizer, SLOTS, executor))
 
 
-def _grpc(address: str) -> targets.Target:
+def _grpc(address: str) -> targets.Grpc:
     return targets.Grpc(REACH(address), real_time=PACE.value == "real", sessions=SESSIONS.value)
 
 
-def _smoke_cases(spec: StreamSpec) -> list[targets.Case]:
+def _simulator(spec: StreamSpec) -> Simulator:
     config = DataConfig(bank=BANK.value, seed=SEED.value)
     if ENGINES.value:
         # Engines that are not asked for weigh nothing.
         every = {clip.engine for clip in open_bank(config.bank).clips}
         config = dataclasses.replace(config, engines=tuple((e, float(e in ENGINES.value)) for e in sorted(every)))
-    simulator = Simulator(config, spec, open_bank(config.bank), SPLIT.value)
-    return [
-        targets.Case(f"smoke/{scenario}/{i}", "smoke", scenario, simulator.conversation(i, scenario), i)
-        for scenario in SCENARIOS
-        for i in range(CONVERSATIONS.value)
-    ]
+    return Simulator(config, spec, open_bank(config.bank), SPLIT.value)
+
+
+def _simulated(suite: str, scenarios: Iterable[str]) -> Callable[[StreamSpec], list[targets.Case]]:
+    """What is played of a suite of scenarios: those that are asked for."""
+
+    def cases(spec: StreamSpec) -> list[targets.Case]:
+        if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
+            raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
+        wanted = [name for name in scenarios if name in SCENARIO.value or not SCENARIO.value]
+        return simulated.cases(suite, wanted, CONVERSATIONS.value, _simulator(spec))
+
+    return cases
 
 
 def _smoke_score(cases: Iterable[Recorded]) -> Figures:
@@ -200,10 +274,25 @@ def _smoke_score(cases: Iterable[Recorded]) -> Figures:
     return summarise(verdicts) | panel.estimates(panel.figures(judged))
 
 
+def _load_cases(spec: StreamSpec) -> list[targets.Case]:
+    target = _target()
+    assert isinstance(target, targets.Grpc)
+    return simulated.load(target.slots, _simulator(spec))
+
+
+def _load_lacks() -> str:
+    kind = targets.parse(TARGET.value)[0]
+    real = kind == "folder" or (kind == "grpc" and PACE.value == "real")
+    return "" if real else "a server at the pace of time: --target=grpc:HOST:PORT"
+
+
+def _overheard_lacks() -> str:
+    there = RECORDINGS.value is not None or targets.parse(TARGET.value)[0] == "folder"
+    return "" if there else "recordings of people: --recordings=FOLDER"
+
+
 def _overheard_cases(spec: StreamSpec) -> list[targets.Case]:
     del spec
-    if RECORDINGS.value is None:
-        raise ValueError("The suite `overheard` needs recordings of people: --recordings=FOLDER.")
     talks = overheard.conversations(RECORDINGS.value, SEED.value)
     return [targets.Case(f"overheard/{i}", "overheard", "talk", talk, i) for i, talk in enumerate(talks)]
 
@@ -226,6 +315,14 @@ def _full_duplex_score(cases: Iterable[Recorded]) -> Figures:
     return full_duplex_bench.summarise(cases, people)
 
 
+def _ear() -> hearing.Ear | None:
+    """Who listens to what is said; None where there is no recogniser."""
+    try:
+        return hearing.Ear(open_bank(BANK.value))
+    except ImportError:
+        return None
+
+
 @functools.cache
 def _judge() -> judge.ChatJudge | None:
     if JUDGE.value and len(JUDGE.value) != 2:
@@ -237,37 +334,95 @@ def _judge() -> judge.ChatJudge | None:
     )
 
 
-def _published(load: Any, score: Any, summarise: Any, judged: bool = False) -> Suite:
-    """A benchmark of `eval/suites/`, by the annotations that the user brings."""
+def _published(name: str, module: Any, otherwise: judge.Judge | None = None, judged: bool = False) -> Suite:
+    """A benchmark of `eval/suites/`: recordings, by annotations that the user brings, or own data, played.
 
-    def scored(cases: Iterable[Recorded]) -> Figures:
-        if DATA.value is None:
-            raise _only_recordings()
-        return recordings.figures_of(load(DATA.value), cases, score, summarise)
+    Args:
+      name: of the suite.
+      module: it.
+      otherwise: who judges where no chat model is given.
+      judged: whether anybody does.
+    """
+    own: list[Any] = []
 
-    return Suite(None, scored, judged=judged)
+    def cases(spec: StreamSpec) -> list[targets.Case]:
+        drawn = miniatures.draw(name, open_bank(BANK.value), spec, SEED.value, CONVERSATIONS.value)
+        with tempfile.TemporaryDirectory() as folder:
+            own.extend(module.load(drawn.write(pathlib.Path(OUT.value or folder))))
+        if OUT.value:
+            drawn.write_videos(pathlib.Path(OUT.value))
+        return list(drawn.cases)
 
+    def lacks() -> str:
+        scored = not DATA.value or targets.parse(TARGET.value)[0] == "folder"
+        return "" if scored else "recordings, --target=folder:DIR, where there is --data; it plays own data alone"
 
-def _by_judge(module: Any, otherwise: judge.Judge | None) -> Suite:
-    """One that is judged by a chat model, or by `otherwise`."""
+    def load() -> list[Any]:
+        kept = pathlib.Path(targets.parse(TARGET.value)[1]) / miniatures.file_of(name)
+        if not own and not DATA.value and not kept.exists():
+            raise ValueError(f"The suite `{name}` needs the annotations of what was recorded: --data=FILE.")
+        return own or module.load(DATA.value or kept)
 
     def score(case: Any, done: Behaviour) -> Any:
-        return module.score(case, done, _judge() or otherwise)
+        return module.score(case, done, _judge() or otherwise) if judged else module.score(case, done)
 
-    return _published(module.load, score, module.summarise, judged=True)
+    annotated = recordings.Annotated(load, score)
+
+    def see(recorded: Recorded) -> list[findings.Seen]:
+        scored = annotated.scored(recorded)
+        return findings.annotated(recorded, module.told(*scored)) if scored else []
+
+    def figures(played: Iterable[Recorded]) -> Figures:
+        return annotated.figures(played, module.summarise)
+
+    return Suite(cases, figures, see, lacks, otherwise=judge.WordJudge.name if judged else "", data="scored")
+
+
+def _left(read: Callable[[str], Figures], otherwise: str) -> Suite:
+    """A benchmark of what a system left behind, without its sound; arguments as of `Suite`."""
+
+    def score(cases: Iterable[Recorded]) -> Figures:
+        del cases
+        kind, where = targets.parse(TARGET.value)
+        if kind != "folder":
+            raise ValueError(f"The suite `{SUITE.value}` scores what a system left behind: --target=folder:DIR.")
+        return read(where)
+
+    return Suite(None, score, otherwise=otherwise)
+
+
+def _tool_calls(folder: str) -> Figures:
+    by_provider = full_duplex_v3.load(folder, DATA.value)
+    told = {
+        provider: full_duplex_v3.summarise([full_duplex_v3.score(example, _judge()) for example in examples])
+        for provider, examples in by_provider.items()
+    }
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return {f"{provider}_{name}": figure for provider, of in told.items() for name, figure in of.items()}
+
+
+def _rated(folder: str) -> Figures:
+    return full_duplex_v2.summarise(full_duplex_v2.load(folder, DATA.value, _judge()))
 
 
 _SUITES = {
-    "smoke": Suite(_smoke_cases, _smoke_score, findings.expected),
-    "overheard": Suite(_overheard_cases, _overheard_score, findings.silence),
-    full_duplex_bench.SUITE: Suite(_full_duplex_cases, _full_duplex_score, findings.full_duplex, by_sound=True),
-    "repcount": _published(repcount.load, repcount.score, repcount.summarise),
-    "charades": _published(charades.load, charades.score, charades.summarise),
-    "proactive": _by_judge(proactive, judge.WordJudge()),
-    "timed_speech": _by_judge(timed_speech, None),
-    "audio_multichallenge": _by_judge(audio_multichallenge, judge.WordJudge()),
+    "smoke": Suite(_simulated("smoke", SCENARIOS), _smoke_score, findings.expected),
+    "trials": Suite(_simulated("trials", TRIALS), simulated.score_each, findings.expected),
+    "overheard": Suite(_overheard_cases, _overheard_score, findings.silence, _overheard_lacks),
+    full_duplex_bench.SUITE: Suite(
+        _full_duplex_cases, _full_duplex_score, findings.FullDuplex(), by_sound=True, data="played"
+    ),
+    "full_duplex_bench_v2": _left(_rated, "whoever made the ratings"),
+    "full_duplex_bench_v3": _left(_tool_calls, "equal text (offline substitute)"),
+    "repcount": _published("repcount", repcount),
+    "charades": _published("charades", charades),
+    "proactive": _published("proactive", proactive, judge.WordJudge(), judged=True),
+    "timed_speech": _published("timed_speech", timed_speech, judged=True),
+    "audio_multichallenge": _published("audio_multichallenge", audio_multichallenge, judge.WordJudge(), judged=True),
+    "load": Suite(_load_cases, shows.steps, lacks=_load_lacks),
 }
-SUITE = flags.DEFINE_enum("suite", "smoke", list(_SUITES), "What to measure.")
+SUITE = flags.DEFINE_enum("suite", "smoke", [*_SUITES, ALL], "What to measure.")
 
 
 if __name__ == "__main__":

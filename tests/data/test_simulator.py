@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tml_jax.data import pipeline, scenarios
+from tml_jax.data import pipeline, scenarios, trials
 from tml_jax.data.config import DataConfig
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.store import ConversationStore
@@ -56,7 +56,7 @@ def test_no_voice_is_on_both_sides(simulators):
     assert train and heldout and not train & heldout
 
 
-@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+@pytest.mark.parametrize("name", [*scenarios.SCENARIOS, *trials.TRIALS])
 def test_scenarios_keep_the_rules_of_time(simulators, name):
     for index in range(6):
         conversation = simulators["heldout"].conversation(index, name)
@@ -87,6 +87,50 @@ def test_hesitations_are_inside_requests(simulators):
                 assert any(start < expected["from"] and expected["to"] < end for start, end in spans)
                 assert expected["to"] - expected["from"] >= 0.5
     assert found > 10
+
+
+def expected(simulators, trial, kind, conversations=8):
+    """What is expected in each of a trial's conversations, of this kind, by time."""
+    played = [simulators["heldout"].conversation(index, trial) for index in range(conversations)]
+    return [(one, [e for e in one.expectations if e["kind"] == kind]) for one in played]
+
+
+def test_two_timers_run_at_once_and_end_apart(simulators):
+    for conversation, timers in expected(simulators, "two_timers", "timer"):
+        ends = [u.start_s + u.words[-1].end_s for u in conversation.of(UserSpeech)]
+        pairs = list(zip(timers[::2], timers[1::2], strict=True))
+        assert pairs and all(one["of"] == other["of"] == 2 for one, other in pairs)
+        for (one, other), asked in zip(pairs, ends[1::2], strict=True):
+            assert asked < one["at"] < other["at"] - 1.0
+
+
+def test_cues_are_what_the_video_shows(simulators):
+    for conversation, cues in expected(simulators, "cue", "timer"):
+        assert next(conversation.of(UserText)).text == "say beep when something moves"
+        film = next(conversation.of(Frames))
+        still = np.abs(np.diff(film.frames.astype(np.float32).mean(axis=(3)), axis=0)).mean(axis=(1, 2))
+        for cue in cues:
+            at = round(cue["at"] * film.fps)
+            assert still[at : at + 8].max() > 1.02 * still[at - 10 : at - 2].max(), "at rest before, and then it moves"
+
+
+def test_digits_to_shadow_come_while_the_user_goes_on(simulators):
+    for conversation, digits in expected(simulators, "shadow", "timer"):
+        said = {u.start_s + u.words[-1].end_s: u.words[-1].text for u in conversation.of(UserSpeech)}
+        for digit in digits:
+            assert said[digit["at"]] == digit["words"][0]
+            assert any(digit["at"] + 0.6 < end < digit["at"] + 2.5 for end in said), "another one ends later"
+
+
+def test_talk_over_the_model_leaves_it_talking(simulators):
+    going = [(one, e) for one, found in expected(simulators, "side_talk", "goes on") for e in found]
+    assert len(going) > 10
+    for conversation, expectation in going:
+        assert any(u.start_s == expectation["from"] for u in conversation.of(UserSpeech))
+        assert any(
+            s.start_s < expectation["from"] and s.start_s + len(s.audio) / SPEC.sample_rate >= expectation["to"]
+            for s in conversation.of(AssistantSpeech)
+        )
 
 
 def test_the_count_is_what_the_video_shows(simulators):

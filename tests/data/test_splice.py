@@ -5,7 +5,7 @@ import pytest
 
 from tml_jax.data.config import DataConfig
 from tml_jax.data.speech_bank import SAMPLE_RATE, SpeechBank
-from tml_jax.data.splice import MOST_REPEATED, RANGES, Spliced, splice
+from tml_jax.data.splice import MOST_REPEATED, RANGES, Spliced, sentence, splice
 from tml_jax.data.voices import Cast, Speaker
 from tml_jax.streams import number_words
 
@@ -55,3 +55,17 @@ def test_every_word_is_where_it_says(bank, speaker):
 def test_what_holds_no_number_stays(bank, speaker):
     clip = speaker.family("stop")[0]
     assert splice(bank, clip, speaker.clips, np.random.default_rng(0)) is clip
+
+
+def test_a_sentence_that_nobody_recorded(bank, speaker):
+    """Of the longest runs: three of them, with the last word from a clip's end where there is one."""
+    said = sentence(bank, speaker.clips, "tell me when three repetitions have passed", np.random.default_rng(0))
+    assert said is not None and said.text == "tell me when three repetitions have passed"
+    starts = [word.start_s for word in said.words]
+    assert starts == sorted(starts) and said.words[-1].end_s <= len(said.audio) / SAMPLE_RATE
+    whole = speaker.family("stop")[0]
+    again = sentence(bank, speaker.clips, whole.text, np.random.default_rng(0))
+    assert again is not None and any(
+        np.array_equal(again.audio, bank.audio(clip)) for clip in speaker.clips if clip.text == whole.text
+    )
+    assert sentence(bank, speaker.clips, "tell me when pigs fly", np.random.default_rng(0)) is None

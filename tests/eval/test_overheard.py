@@ -34,7 +34,7 @@ def test_a_folder_without_recordings_is_refused(tmp_path):
 def test_starts_and_shares():
     done = Behaviour(((1.0, 1.4), (1.6, 2.0), (10.0, 10.6), (20.0, 20.2)), (), ())
     silent = Behaviour((), (), ())
-    assert overheard.starts(done.sound) == 3
+    assert overheard.starts(done.sound) == [1.0, 10.0, 20.0]
     figures = overheard.summarise([(90.0, done), (30.0, silent)])
     assert figures["overheard_minutes"] == 2.0
     assert figures["overheard_starts_a_minute"] == 1.5

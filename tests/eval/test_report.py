@@ -17,13 +17,14 @@ import pytest
 import soundfile
 
 from tests.serve.chromium import chromium
-from tml_jax.eval import report
+from tml_jax.eval import report, shows
 from tml_jax.eval.bootstrap import Estimate, Hidden
 from tml_jax.eval.report import Case, Mark, Ours, Report, Row, Suite, Track
 
 EVIL = """</title></svg><script>alert(1)</script><img src=x onerror='alert(1)'>"&'"""
 VOID = {"meta", "line", "rect", "img", "link"}
 RATE = 16_000
+SHIPPED = pathlib.Path(__file__).parents[2] / "docs" / "report.html"
 
 
 class Page(html.parser.HTMLParser):
@@ -191,41 +192,64 @@ def test_a_lone_surrogate_does_not_stop_it(tmp_path: pathlib.Path):
     assert "Report ?" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.browser
-def test_in_a_browser(tmp_path: pathlib.Path):
-    """Every player has its sound and plays it; every timeline is drawn; hostile text runs nothing."""
-    report.write(a_report(EVIL), tmp_path / "report.html")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+LOOK = """async () => {
+    const played = [];
+    for (const player of document.querySelectorAll("audio")) {
+        await player.play();
+        await new Promise((done) => setTimeout(done, 500));
+        played.push([player.duration, player.currentTime]);
+        player.pause();
+    }
+    const drawn = [...document.querySelectorAll("svg")].map((svg) =>
+        [svg.getBoundingClientRect().width, svg.querySelectorAll("rect").length]);
+    const still = document.scripts.length + document.images.length == 0;
+    return [played, drawn, still && document.documentElement.scrollWidth <= innerWidth];
+}"""
+
+
+def look(page_file: pathlib.Path, picture: pathlib.Path) -> tuple[list[list[float]], list[list[int]], bool]:
+    """What Chromium has of a page: its players (seconds, place after half a second), its timelines (width, boxes)."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(page_file.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
 
-    async def look() -> None:
+    async def opened() -> tuple[list[list[float]], list[list[int]], bool]:
         flags = ["--autoplay-policy=no-user-gesture-required"]
         async with chromium(flags, viewport={"width": 1240, "height": 1010}) as page:
-            await page.goto(f"http://127.0.0.1:{server.server_port}/report.html")
-            played = await page.evaluate("""async () => {
-                const found = [];
-                for (const player of document.querySelectorAll("audio")) {
-                    await player.play();
-                    await new Promise((done) => setTimeout(done, 500));
-                    found.push([player.duration, player.currentTime]);
-                    player.pause();
-                }
-                return found;
-            }""")
-            assert [duration for duration, _ in played] == [pytest.approx(6.0, abs=0.1)] * 2
-            assert all(position > 0.1 for _, position in played)
-            drawn = await page.evaluate("""() => [...document.querySelectorAll("svg")].map((svg) =>
-                [svg.getBoundingClientRect().width, svg.querySelectorAll("rect").length])""")
-            assert drawn == [[604, 6], [604, 6]]
-            assert await page.evaluate("document.scripts.length + document.images.length") == 0
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-            await page.screenshot(path=tmp_path / "report.png", full_page=True)
+            await page.goto(f"http://127.0.0.1:{server.server_port}/{page_file.name}")
+            found = await page.evaluate(LOOK)
+            await page.screenshot(path=picture, full_page=True)
+            return tuple(found)
 
     try:
-        asyncio.run(look())
+        return asyncio.run(opened())
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.browser
+def test_in_a_browser(tmp_path: pathlib.Path):
+    """Every player has its sound and plays it; every timeline is drawn; hostile text runs nothing."""
+    report.write(a_report(EVIL), tmp_path / "report.html")
+    played, drawn, still = look(tmp_path / "report.html", tmp_path / "report.png")
+    assert [duration for duration, _ in played] == [pytest.approx(6.0, abs=0.1)] * 2
+    assert all(position > 0.1 for _, position in played)
+    assert drawn == [[604, 6], [604, 6]]
+    assert still
+
+
+@pytest.mark.browser
+def test_the_shipped_report_in_a_browser(tmp_path: pathlib.Path):
+    played, drawn, still = look(SHIPPED, tmp_path / "report.png")
+    assert len(played) == len(drawn) >= 6 and still
+    assert all(duration > 5 and position > 0.1 for duration, position in played)
+    assert all(width > 400 and boxes > 2 for width, boxes in drawn)
+
+
+def test_the_shipped_report_is_small_and_has_every_row():
+    text = SHIPPED.read_text()
+    assert len(text) < 3_000_000
+    assert [row.name for row in shows.ROWS if f">{row.name}</th>" not in text.replace("&#x27;", "'")] == []

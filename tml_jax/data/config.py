@@ -53,6 +53,12 @@ class Acoustics:
     num_microphones: int = 48
 
 
+QUIET_ROOM = Acoustics(
+    pitch_share=0.0, pace_share=0.0, level=(-22.0, -18.0), noise_share=0.0, room_share=0.0, telephone_share=0.0
+)
+"""The user's own voice, close to the microphone."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
     """When things happen in simulated conversations, in seconds."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tml_jax.data import scenarios
-from tml_jax.data.config import Acoustics, Behaviour, DataConfig
+from tml_jax.data.config import QUIET_ROOM, Behaviour, DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip, SpeechBank
 from tml_jax.data.timeline import Conversation
@@ -20,9 +20,6 @@ from tml_jax.data.voices import Cast, Speaker
 from tml_jax.streams import number_words
 from tml_jax.streams.micro_turn import StreamSpec
 
-_ACOUSTICS = Acoustics(
-    pitch_share=0.0, pace_share=0.0, level=(-22.0, -18.0), noise_share=0.0, room_share=0.0, telephone_share=0.0
-)
 _BEHAVIOUR = Behaviour(
     gap=(1.2, 1.8),
     hesitation=(0.8, 1.4),
@@ -99,7 +96,7 @@ def draw_scenes(bank: SpeechBank, spec: StreamSpec, seed: int) -> list[Scene]:
     Raises:
       ValueError: the bank lacks held-out voices that can say what a scene needs.
     """
-    config = DataConfig(bank=str(bank.path), seed=seed, acoustics=_ACOUSTICS, behaviour=_BEHAVIOUR)
+    config = DataConfig(bank=str(bank.path), seed=seed, acoustics=QUIET_ROOM, behaviour=_BEHAVIOUR)
     cast = Cast(config, bank, "heldout")
     scenes: list[Scene] = []
     for number, (name, exchanges) in enumerate(_SCENES.items()):

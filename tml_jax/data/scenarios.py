@@ -80,7 +80,7 @@ def beeper(director: Director) -> None:
     director.now = stop + float(director.rng.uniform(1.0, every + 1.5))
 
 
-def _count_aloud(director: Director) -> tuple[float, float]:
+def count_aloud(director: Director) -> tuple[float, float]:
     """The user asks for a long count: when the model begins it, and when it is over if nobody interrupts."""
     clips = [
         clip for clip in director.speaker.family("count_to") if number_words.from_words(clip.text.split()[-1]) >= 8
@@ -97,7 +97,7 @@ def _acknowledge(director: Director, at: float) -> float:
     return director.user(backchannels[int(director.rng.integers(len(backchannels)))], at)
 
 
-def _cut_off(director: Director, at: float, over: float) -> None:
+def cut_off(director: Director, at: float, over: float) -> None:
     """The user says "stop" at this time, while the model would speak until `over`."""
     stop = director.user(_pick(director, "stop"), at)
     director.interrupt(director.heard_at(stop))
@@ -109,23 +109,23 @@ def _cut_off(director: Director, at: float, over: float) -> None:
 
 def barge_in(director: Director) -> None:
     """The user speaks while the model does: "stop" silences it, "yeah" doesn't."""
-    start, over = _count_aloud(director)
+    start, over = count_aloud(director)
     at = float(director.rng.uniform(start + 0.7, max(start + 0.8, over - 1.5)))
     if director.speaker.family("backchannel") and director.rng.random() < director.config.behaviour.backchannel_share:
         _acknowledge(director, at)
         director.expect("goes on", **{"from": at, "to": over})
         director.now = over
         return
-    _cut_off(director, at, over)
+    cut_off(director, at, over)
 
 
 def undeterred(director: Director) -> None:
     """The user speaks twice while the model does: it goes on after "yeah" and is silent after "stop"."""
-    start, over = _count_aloud(director)
+    start, over = count_aloud(director)
     at = start + float(director.rng.uniform(0.8, 1.4))
     stop = _acknowledge(director, at) + float(director.rng.uniform(1.2, 1.8))
     director.expect("goes on", **{"from": at, "to": min(stop, over)})
-    _cut_off(director, stop, over)
+    cut_off(director, stop, over)
 
 
 def count(director: Director) -> None:
@@ -157,7 +157,7 @@ def watch(director: Director) -> None:
     director.expect("silent", reason="not asked", **{"from": start, "to": director.now})
 
 
-def _question(director: Director, clip: Clip | Spliced) -> str:
+def background_answer(director: Director, clip: Clip | Spliced) -> str:
     """The background model's answer to "what is ..."."""
     words = clip.text.split()
     if words[:2] == ["what", "time"]:
@@ -172,7 +172,7 @@ def _question(director: Director, clip: Clip | Spliced) -> str:
 def delegate(director: Director) -> None:
     """ "what is twelve times seven": handed to the background model; its result is spoken when it comes."""
     clip = _pick(director, "delegate")
-    director.now = director.delegate(clip.text, _ask(director, clip), _question(director, clip))
+    director.now = director.delegate(clip.text, _ask(director, clip), background_answer(director, clip))
 
 
 def quiet(director: Director) -> None:

@@ -68,6 +68,34 @@ def splice(bank: SpeechBank, clip: Clip, donors: Sequence[Clip], rng: np.random.
     return _join(bank, pieces)
 
 
+def sentence(bank: SpeechBank, clips: Sequence[Clip], text: str, rng: np.random.Generator) -> Spliced | None:
+    """`text` in a voice that has no clip of it: put together of the longest runs of its words in `clips`, but talk.
+
+    Returns:
+      What is said, or None where the voice lacks a word.
+    """
+    told = [(clip, [word.text for word in clip.words]) for clip in clips if clip.kind != "talk"]
+    rest, pieces = text.split(), list[_Piece]()
+    while rest:
+        starts = [(clip, i, _alike(words[i:], rest)) for clip, words in told for i in range(len(words))]
+        longest = max((length for *_, length in starts), default=0)
+        if not longest:
+            return None
+        # The last word of a clip falls, as the last one of a sentence does.
+        best = [(c, i) for c, i, length in starts if length == longest]
+        like = [(c, i) for c, i in best if (i + longest == len(c.words)) == (longest == len(rest))] or best
+        clip, first = like[int(rng.integers(len(like)))]
+        pieces += [(clip, first + k) for k in range(longest)]
+        rest = rest[longest:]
+    return _join(bank, pieces)
+
+
+def _alike(words: Sequence[str], others: Sequence[str]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(words, others, strict=False)) if a != b), min(len(words), len(others))
+    )
+
+
 def _join(bank: SpeechBank, pieces: Sequence[_Piece]) -> Spliced:
     audio, words, length = [], [], 0
     fade = np.linspace(1, 0, FADE, dtype=np.float32)

@@ -124,6 +124,7 @@ class Conversation:
       has_audio: whether the session has sound on the way in.
       scenario: what was simulated; empty for recordings.
       expectations: what a good model does here, for evaluation: plain dicts, times in seconds (see `simulator`).
+      voice: of the bank, whose the user is; empty for recordings.
     """
 
     duration_s: float
@@ -131,6 +132,7 @@ class Conversation:
     has_audio: bool = True
     scenario: str = ""
     expectations: tuple[dict[str, Any], ...] = ()
+    voice: str = ""
 
     def of(self, kind: type) -> Iterator[Any]:
         """The events of one kind, by time."""

@@ -66,12 +66,12 @@ def pooled_mean(groups: Sequence[Sequence[float]], seed: int = 0) -> Figure:
       seed: of the resampling.
     """
     filled = [group for group in groups if len(group)]
-    sums, sizes = (np.array([f(group) for group in filled], float) for f in (sum, len))
+    return _ratio([sum(group) for group in filled], [len(group) for group in filled], sum(map(len, filled)), seed)
 
-    def statistic(total: np.ndarray, size: np.ndarray, axis: int) -> np.ndarray:
-        return np.sum(total, axis=axis) / np.sum(size, axis=axis)
 
-    return _estimate((sums, sizes), int(np.sum(sizes)), statistic, seed, paired=True)
+def ratio(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> Figure:
+    """The sum of `parts` over that of `wholes`, both one an event: errors over words, starts over minutes."""
+    return _ratio(parts, wholes, len(parts), seed)
 
 
 def macro_mean(classes: Mapping[str, Sequence[float]], seed: int = 0) -> Figure:
@@ -94,6 +94,13 @@ def flat(figures: Mapping[str, float | Figure]) -> dict[str, float]:
         elif not isinstance(figure, Hidden):
             told[name] = figure
     return told
+
+
+def _ratio(parts: Sequence[float], wholes: Sequence[float], events: int, seed: int) -> Figure:
+    def statistic(part: np.ndarray, whole: np.ndarray, axis: int) -> np.ndarray:
+        return np.sum(part, axis=axis) / np.sum(whole, axis=axis)
+
+    return _estimate((np.array(parts, float), np.array(wholes, float)), events, statistic, seed, paired=True)
 
 
 def _estimate(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tml_jax.data.config import Acoustics, DataConfig
+from tml_jax.data.config import QUIET_ROOM, DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip, SpeechBank
 from tml_jax.data.timeline import Conversation, Event, UserSpeech
@@ -20,9 +20,6 @@ from tml_jax.eval.targets import Case
 from tml_jax.streams import number_words
 from tml_jax.streams.micro_turn import StreamSpec
 
-_ACOUSTICS = Acoustics(
-    pitch_share=0.0, pace_share=0.0, level=(-22.0, -18.0), noise_share=0.0, room_share=0.0, telephone_share=0.0
-)
 _ANSWER_S = 5.0  # after the user's end
 _LONG = 8  # a count to this number or further lasts long enough to be spoken over
 _FAINT_DB = 10.0  # how far talk in the background lies under the user
@@ -33,12 +30,12 @@ Annotations = dict[str, Any]
 
 
 def draw(bank: SpeechBank, spec: StreamSpec, seed: int, samples: int) -> list[Case]:
-    """So many samples of each task, those of v1.5 with the same user undisturbed beside each.
+    """So many samples of each task, those of v1.5 with the same user undisturbed before each.
 
     Raises:
       ValueError: the bank lacks held-out voices for a task.
     """
-    config = DataConfig(seed=seed, acoustics=_ACOUSTICS)
+    config = DataConfig(seed=seed, acoustics=QUIET_ROOM)
     cast = Cast(config, bank, "heldout")
     cases = []
     for task, (folder, (needs, make)) in enumerate(_TASKS.items()):
@@ -49,10 +46,10 @@ def draw(bank: SpeechBank, spec: StreamSpec, seed: int, samples: int) -> list[Ca
             events, name = tuple(director.events), f"{folder}/{number}"
             whole = Case(name, SUITE, folder.split("/")[1], Conversation(director.now, events), number, notes)
             whole = dataclasses.replace(whole, transcript_from_s=transcript_from(notes))
-            cases.append(whole)
             if "metadata" in notes:
                 alone = Conversation(director.now, events[:1])
                 cases.append(dataclasses.replace(whole, conversation=alone, prefix="clean_"))
+            cases.append(whole)
     return cases
 
 

@@ -50,13 +50,14 @@ def conversations(folder: str, seed: int = 0) -> Iterator[Conversation]:
     yield Conversation(now + _PAUSE_S[1], tuple(events))
 
 
-def starts(sound: Iterable[tuple[float, float]]) -> int:
-    """How often a model began to speak, of the stretches (start, end) in which it is heard, sorted."""
-    count, silent_since = 0, -np.inf
+def starts(sound: Iterable[tuple[float, float]]) -> list[float]:
+    """When a model began to speak, of the stretches (start, end) in which it is heard, sorted."""
+    found, silent_since = [], -np.inf
     for start, end in sound:
-        count += start - silent_since > _START_APART_S
+        if start - silent_since > _START_APART_S:
+            found.append(start)
         silent_since = end
-    return count
+    return found
 
 
 def summarise(heard: Iterable[tuple[float, Behaviour]]) -> dict[str, float]:
@@ -68,7 +69,7 @@ def summarise(heard: Iterable[tuple[float, Behaviour]]) -> dict[str, float]:
     seconds = spoken = begun = 0.0
     for duration_s, done in heard:
         seconds += duration_s
-        begun += starts(done.sound)
+        begun += len(starts(done.sound))
         spoken += sum(end - start for start, end in done.sound)
     minutes = seconds / 60
     return {

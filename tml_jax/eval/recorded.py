@@ -144,18 +144,21 @@ def load(folder: pathlib.Path, name: str = "", prefix: str = "") -> Recorded:
         raise ValueError(f"{folder / prefix}case.json is not as a recorded case has it ({error}).") from error
 
 
-def load_all(root: pathlib.Path) -> Iterator[Recorded]:
-    """Every case below a folder, in the order of their names.
+def load_all(root: pathlib.Path, suite: str = "") -> Iterator[Recorded]:
+    """Every case below a folder, in the order of their names; of a suite, those that say that they are of no other.
 
     Raises:
-      ValueError: there is none, or one is damaged.
+      ValueError: there is none of any suite, or one is damaged.
     """
     found = sorted(root.rglob("*output.wav"))
     if not found:
         raise ValueError(f"{root} holds no recorded case: a folder with input.wav and output.wav.")
     for path in found:
+        prefix = path.name.removesuffix("output.wav")
+        if suite and _read(path.parent / f"{prefix}case.json", {}).get("suite", "") not in ("", suite):
+            continue
         name = path.parent.relative_to(root).as_posix()
-        yield load(path.parent, name if name != "." else path.parent.name, path.name.removesuffix("output.wav"))
+        yield load(path.parent, name if name != "." else path.parent.name, prefix)
 
 
 def annotations_in(folder: pathlib.Path) -> dict[str, Any]:

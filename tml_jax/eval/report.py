@@ -10,14 +10,14 @@ import html
 import io
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
 import soxr
 
-from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Estimate, Figure, Hidden
+from tml_jax.eval.bootstrap import CONFIDENCE, FEWEST, Estimate, Figure, Hidden, flat
 
 USER, MODEL, MET, MISSED, UNTOLD = "#1f7a8c", "#c8553d", "#2a8f5b", "#d62828", "#9aa5ad"
 LONGEST_S = 60.0
@@ -25,6 +25,7 @@ LONGEST_S = 60.0
 _LEFT, _SECOND = 64, 90  # px: the names of the lanes, and a second
 _LANE, _WORD, _TOP = 18, 13, 22  # px
 _WORD_ROWS = 3  # words stand in turn on this many lines, so that they do not run into each other
+_COMPRESSION = 0.96  # libsndfile's, 0 to 1: about 14 kbit/s a side, at which speech is still clear
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 T = TypeVar("T")
 
@@ -47,6 +48,14 @@ class Row:
     at_least: float | None = None
     at_most: float | None = None
     note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the bar is; None where there is none, or no figure that could be shown."""
+        if isinstance(self.figure, Hidden) or self.at_least is self.at_most is None:
+            return None
+        value = self.figure.value if isinstance(self.figure, Estimate) else self.figure
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,21 +254,52 @@ def _figure(figure: Figure | float, unit: str) -> str:
     if isinstance(figure, int | float):
         return f"{_number(figure, unit)}{_sign(unit)}"
     if isinstance(figure, Hidden):
-        return f'<span class="note">hidden: {figure.events} event{"s" * (figure.events != 1)}</span>'
+        return f'<span class="note">{_hidden(figure)}</span>'
     interval = f"[{_number(figure.low, unit)}, {_number(figure.high, unit)}]"
     if math.isnan(figure.low) or math.isnan(figure.high):
         interval = "no interval"
     return f'{_number(figure.value, unit)}{_sign(unit)} <span class="interval">{interval} of {figure.events}</span>'
 
 
-def _bar(row: Row) -> str:
+def _hidden(figure: Hidden) -> str:
+    return f"hidden: {figure.events} event{'s' * (figure.events != 1)}" if figure.events else "not measured"
+
+
+def _bars(row: Row) -> str:
     bars = [("at least", row.at_least), ("at most", row.at_most)]
-    told = ", ".join(f"{word} {_number(bar, row.unit)}{_sign(row.unit)}" for word, bar in bars if bar is not None)
-    if not told or isinstance(row.figure, Hidden):
-        return told
-    value = row.figure.value if isinstance(row.figure, Estimate) else row.figure
-    met = (row.at_least is None or value >= row.at_least) and (row.at_most is None or value <= row.at_most)
-    return f'{told}: <span class="{_class(met)}">{_verdict(met)}</span>'
+    return ", ".join(f"{word} {_number(bar, row.unit)}{_sign(row.unit)}" for word, bar in bars if bar is not None)
+
+
+def _bar(row: Row) -> str:
+    met = f': <span class="{_class(row.met)}">{_verdict(row.met)}</span>' if row.met is not None else ""
+    return _bars(row) + met
+
+
+def plain(rows: Iterable[Row]) -> Iterator[str]:
+    """The lines of a panel as text: name, value, interval, of how many events, bar, whether it is met, note."""
+    for row in rows:
+        figure, unit = row.figure, row.unit
+        value, interval, events = (_hidden(figure), "", "") if isinstance(figure, Hidden) else ("", "", "")
+        if isinstance(figure, Estimate):
+            interval, events = f"[{_number(figure.low, unit)}, {_number(figure.high, unit)}]", str(figure.events)
+        if not value:
+            value = _number(figure.value if isinstance(figure, Estimate) else figure, unit) + (unit and f" {unit}")
+        met = "" if row.met is None else "met" if row.met else "MISSED"
+        told = f"{row.name:58s} {value:>12s} {interval:>15s} {events:>5s}  {_bars(row):18s} {met:6s} {row.note}"
+        yield told.rstrip()
+
+
+def numbers(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """A panel as JSON has it: a hidden figure has no value, only how many events there were."""
+    return [
+        {"name": row.name, **flat({"value": row.figure}), **_hidden_events(row), "unit": row.unit}
+        | {"at_least": row.at_least, "at_most": row.at_most, "met": row.met, "note": row.note}
+        for row in rows
+    ]
+
+
+def _hidden_events(row: Row) -> dict[str, int]:
+    return {"value_events": row.figure.events} if isinstance(row.figure, Hidden) else {}
 
 
 def _suite(suite: Suite) -> str:
@@ -335,7 +375,7 @@ def audio_uri(sound: np.ndarray, rate: int) -> str:
     if rate not in _OPUS_RATES:
         samples, rate = soxr.resample(samples, rate, 48_000), 48_000
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format="OGG", subtype="OPUS")
+    soundfile.write(file, samples, rate, format="OGG", subtype="OPUS", compression_level=_COMPRESSION)
     return "data:audio/ogg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -11,12 +11,10 @@ from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.serve.outlet import Outlet
-from tml_jax.streams import packed, speech
+from tml_jax.streams import packed
 from tml_jax.streams.text import Tokenizer
+from tml_jax.wire.events import Sound
 from tml_jax.wire.journal import Journal, journal_event
-
-LOUD = 0.35
-"""A mel frame counts as sound where its mean lies this far above silence (normalised log mel)."""
 
 
 class Played(NamedTuple):
@@ -52,7 +50,7 @@ class Rollout:
         Args:
           conversations: any number; `slots` of them at once.
           seeds: of the model's draws in each.
-          sound: also make the model's sound, which takes longer than the step itself.
+          sound: also keep the model's sound; the journal dates it either way.
         """
         played: list[Played] = []
         for first in range(0, len(conversations), self.slots):
@@ -76,31 +74,22 @@ class Rollout:
             for slot, (events, samples) in enumerate(played):
                 if not now.active[slot]:
                     continue
-                own = jax.tree.map(lambda x, s=slot: x[s], host)
-                events += self._events(outlets[slot], turn, own)
-                if samples is not None:
-                    piece = outlets[slot].sound(turn, self._mel(own))
+                told, piece = self._tell(outlets[slot], turn, jax.tree.map(lambda x, s=slot: x[s], host))
+                events += told
+                if samples is not None and piece is not None:
                     start = (turn + 1) * self.spec.samples
-                    samples[start : start + self.spec.samples] = piece.samples if piece else 0.0
+                    samples[start : start + self.spec.samples] = piece.samples
         return played
 
-    def _mel(self, out: Any) -> np.ndarray | None:
-        return np.asarray(out.mel, np.float32).reshape(-1, self.spec.mel_bins) if out.speaking else None
-
-    def _events(self, outlet: Outlet, turn: int, out: Any) -> list[dict[str, Any]]:
-        """The journal's lines of what one micro-turn wrote; its sound is heard in the next one."""
-        spec, tokens = self.spec, out.tokens[: out.num_tokens]
+    def _tell(self, outlet: Outlet, turn: int, out: Any) -> tuple[list[dict[str, Any]], Sound | None]:
+        """The journal's lines of what one micro-turn wrote, and its sound, which is heard in the next one."""
+        tokens, period = out.tokens[: out.num_tokens], self.spec.micro_turn_s
+        mel = np.asarray(out.mel, np.float32).reshape(-1, self.spec.mel_bins) if out.speaking else None
+        sound = outlet.sound(turn, mel)
         with Journal(None, keep=True) as journal:
-            at = (turn + 1) * spec.micro_turn_s
-            journal.write(outlet.decision(tokens).value, at, turn)
-            loud = np.flatnonzero(loud_frames(out.mel.reshape(-1, spec.mel_bins))) if out.speaking else ()
-            if len(loud):  # sound is taken to last to the micro-turn's end: a pause within a word is no silence
-                journal.write("voice", at, turn, onset_ms=int(loud[0]) * spec.mel_hop * 1000 // spec.sample_rate)
+            journal.write(outlet.decision(tokens).value, (turn + 1) * period, turn)
+            if sound is not None:
+                journal_event(journal, sound, period, has_audio=True)
             for words in outlet.words(turn, tokens, out.heard[: out.num_tokens]):
-                journal_event(journal, words, spec.micro_turn_s, has_audio=True)
-        return journal.events
-
-
-def loud_frames(mel: np.ndarray) -> np.ndarray:
-    """Which mel frames [F, bins] (normalised log mel) hold sound."""
-    return mel.mean(axis=-1) > speech.SILENCE + LOUD
+                journal_event(journal, words, period, has_audio=True)
+        return journal.events, sound

@@ -31,6 +31,7 @@ class Case:
       seed: of the system's draws, where it has any.
       name, suite, category, annotations, prefix: as in `Recorded`.
       transcript_from_s: from when on the system's words are written down.
+      together: of a server: so many cases are played at once, this one and those after it; 0: as it is asked for.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     annotations: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefix: str = ""
     transcript_from_s: float = 0.0
+    together: int = 0
 
     def recorded(self, spec: StreamSpec, output: np.ndarray | None, events: Sequence[dict[str, Any]]) -> Recorded:
         """What was heard of it while it lasted: what a system does afterwards belongs to no side of the recording.
@@ -122,7 +124,8 @@ class Grpc:
 
     def __init__(self, server: str | client.Address, *, real_time: bool, sessions: int) -> None:
         self._server, self._real_time, self._sessions = server, real_time, sessions
-        stream = asyncio.run(self._info()).stream
+        info = asyncio.run(self._info())
+        self.slots, stream = info.slots, info.stream
         self.spec = dataclasses.replace(
             StreamSpec(),
             sample_rate=stream.sample_rate,
@@ -143,8 +146,10 @@ class Grpc:
           SessionError: the server refused or ended a session, or has gone.
         """
         del sound
-        for first in range(0, len(cases), self._sessions):
-            yield from asyncio.run(self._hold(cases[first : first + self._sessions]))
+        while cases:
+            size = cases[0].together or self._sessions
+            yield from asyncio.run(self._hold(cases[:size]))
+            cases = cases[size:]
 
     async def _hold(self, cases: Sequence[Case]) -> list[Recorded]:
         async def one(case: Case) -> Recorded:

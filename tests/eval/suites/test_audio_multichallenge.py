@@ -1,19 +1,16 @@
 """Rubrics: the published columns, the two published figures by hand, and a judge behind the OpenAI client."""
 
-import contextlib
-import http.server
+import dataclasses
 import json
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
+from tests.eval.suites.chat_judge import model
 from tests.eval.suites.said import said
 from tml_jax.eval.bootstrap import Estimate, Hidden
 from tml_jax.eval.suites import audio_multichallenge as audiomc
 from tml_jax.eval.suites.audio_multichallenge import Case, Score
-from tml_jax.eval.suites.judge import ChatJudge, WordJudge
+from tml_jax.eval.suites.judge import ChatJudge, WordJudge, never_says, says
 
 ROW = {
     "id": "3tc3",
@@ -55,35 +52,6 @@ def test_says_what_is_wrong_with_a_file(tmp_path, change, told):
         audiomc.load(tmp_path / "audiomc.jsonl")
 
 
-@contextlib.contextmanager
-def model(answer: Callable[[list[dict[str, str]]], str]) -> Iterator[str]:
-    """A server of chat completions whose model is a function; yields its base URL."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            message = {"role": "assistant", "content": answer(body["messages"])}
-            reply: dict[str, Any] = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-            reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
-            self.send_response(200)
-            self.send_header("content-type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(reply).encode())
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_every_rubric_is_judged_on_the_reply_alone():
     """The judge is shown the conversation as given, with what the model said after the last turn began."""
 
@@ -101,9 +69,9 @@ def test_every_rubric_is_judged_on_the_reply_alone():
     with model(answer) as url:
         judge = ChatJudge(url, "referee")
         assert judge.name == "referee"
-        assert audiomc.score(CASE, said((1.0, "six"), (9.0, "four at noon")), judge, since_s=8.0) == Score(
-            "VOICE_EDITING", (True, False)
-        )
+        assert audiomc.score(
+            dataclasses.replace(CASE, last_turn_s=8.0), said((1.0, "six"), (9.0, "four at noon")), judge
+        ) == Score("VOICE_EDITING", (True, False))
 
 
 def test_a_grade_of_one_to_three_is_zero_to_two_points():
@@ -147,3 +115,16 @@ def test_the_published_figures():
     assert isinstance(apr, Estimate) and apr.value == pytest.approx(0.4)
     assert isinstance(ars, Estimate) and ars.value == pytest.approx((4 + 2 * (0.5 + 0 + 0.75)) / 10)
     assert figures["audiomc_apr_voice_editing"] == Hidden(4) and figures["audiomc_apr_self_coherence"] == Hidden(6)
+
+
+def test_words_alone_judge_what_is_about_words():
+    case = dataclasses.replace(CASE, rubrics=(says("one two"), never_says("three")))
+    for phrases, met in (
+        ([(1.0, "three"), (9.0, "okay: one, two!")], (True, True)),  # before the last turn anything may be said
+        ([(9.0, "one three two")], (False, False)),
+        ([], (False, False)),
+    ):
+        late = dataclasses.replace(case, last_turn_s=8.0)
+        assert audiomc.score(late, said(*phrases), WordJudge()).met == met
+    with pytest.raises(ValueError, match="chat model"):
+        WordJudge().meets([("Assistant", "one two")], "The reply is polite.")

@@ -16,9 +16,8 @@ def recorded(name, chunks=SAID):
 
 
 def figures(*cases, moments=MOMENTS):
-    return recordings.figures_of(
-        moments, cases, charades.score, lambda scores: {str([s.iou for s in scores]): Hidden(0)}
-    )
+    annotated = recordings.Annotated(lambda: moments, charades.score)
+    return annotated.figures(cases, lambda scores: {str([s.iou for s in scores]): Hidden(0)})
 
 
 def test_a_case_is_scored_by_the_recording_of_its_name():
@@ -27,7 +26,21 @@ def test_a_case_is_scored_by_the_recording_of_its_name():
         "recorded_cases": 1,
         "missing_cases": 1,
     }
-    assert "[1.0, 0.5]" in figures(recorded("V/1"), recorded("V/2"))
+    for cases in ((recorded("V/1"), recorded("V/2")), (recorded("V/2"), recorded("V/1"))):
+        assert "[1.0, 0.5]" in figures(*cases), "in the annotations' order"
+
+
+def test_a_recording_is_judged_once():
+    asked = []
+
+    def score(case, done):
+        asked.append(case.name)
+        return charades.score(case, done)
+
+    annotated = recordings.Annotated(lambda: MOMENTS, score)
+    one = recorded("V/2")
+    assert annotated.scored(recorded("elsewhere")) is None and asked == []
+    assert annotated.scored(one) is annotated.scored(one) and asked == ["V/2"]
 
 
 @pytest.mark.parametrize(

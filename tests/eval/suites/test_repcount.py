@@ -42,6 +42,11 @@ def test_says_what_is_wrong_with_a_file(tmp_path, text, told):
         ([(1.0, "twenty"), (3.0, "one")], 1),  # too far apart to be one number
         ([(1.0, "that makes 12 pushups")], 12),
         ([(1.0, "i see nothing")], 0),
+        ([(1.0, "eleven twelve"), (5.0, "That one was good!")], 12),
+        ([(1.0, "three"), (5.0, "nice one, one more, the last one of them")], 3),
+        ([(1.0, "that makes one")], 1),
+        ([(1.0, "the twenty one"), (5.0, "that 1")], 1),  # a digit is always a number
+        ([(1.0, "that one hundred")], 100),
         ([], 0),
     ],
 )

@@ -89,3 +89,14 @@ def test_categories_weigh_the_same():
     values = {name: f.value for name, f in figures.items() if isinstance(f, Estimate)}
     assert values == pytest.approx({"macro_accuracy": 0.625, "accuracy": 0.75, "content": 1.0})
     assert set(timed_speech.summarise(scores[:9]).values()) == {Hidden(9)}
+
+
+def test_two_benchmarks_of_one_file_are_told_apart():
+    scores = [Score("timespeak/once", (True,), (True,))] * 10 + [Score("cuespeak/seen", (False,), (True,))] * 3
+    figures = timed_speech.summarise(scores)
+    assert {name for name, f in figures.items() if isinstance(f, Hidden)} == {
+        "cuespeak_macro_accuracy",
+        "cuespeak_accuracy",
+        "cuespeak_content",
+    }
+    assert figures["timespeak_macro_accuracy"] == Estimate(1.0, 1.0, 1.0, 10)

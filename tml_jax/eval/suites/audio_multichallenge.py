@@ -2,7 +2,8 @@
 
 The benchmark is Gosai et al., arXiv 2512.14865. The data is ``ScaleAI/audiomc`` on Hugging Face, parquet; this reads
 JSON lines of its text columns: ``id``, ``axis``, ``rubric`` (a list, or a list written as JSON) and, for K from 1 on,
-``user_turn_K_transcript`` and ``assistant_turn_K_transcript``. docs/bench_suites.md has the line that writes them.
+``user_turn_K_transcript`` and ``assistant_turn_K_transcript``; and, of our own, ``last_turn_from``, where a recording
+does not begin with the user's last turn. docs/bench_suites.md has the line that writes them.
 
 The published protocol gives the model the earlier turns, the user's as sound and the assistant's as text, and has it
 reply to the last one; a language model (o4-mini) then says of each rubric whether that reply meets it. APR, the average
@@ -13,12 +14,13 @@ one that talked through the conversation was asked something else, and its figur
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import need, read_lines
+from tml_jax.eval.suites.common import Told, need, read_lines
 from tml_jax.eval.suites.judge import Judge
 from tml_jax.wire.behaviour import Behaviour
 
@@ -32,12 +34,14 @@ class Case:
       axis: what is tested, e.g. "VOICE_EDITING".
       turns: (who, text) up to and with the user's last turn.
       rubrics: what the reply has to meet.
+      last_turn_s: where the user's last turn begins in the recording, seconds; what is said before is not the reply.
     """
 
     name: str
     axis: str
     turns: tuple[tuple[str, str], ...]
     rubrics: tuple[str, ...]
+    last_turn_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +87,28 @@ def _case(row: dict[str, Any], where: str) -> Case:
     if turns[-1][0] == "Assistant":  # a reply to the last turn is what the model is asked for
         turns.pop()
     name, axis = need(row, "id", where, str), need(row, "axis", where, str)
-    return Case(name, axis, tuple(turns), tuple(str(rubric).strip() for rubric in rubrics))
+    last_turn_s = need(row, "last_turn_from", where, float) if "last_turn_from" in row else 0.0
+    return Case(name, axis, tuple(turns), tuple(str(rubric).strip() for rubric in rubrics), last_turn_s)
 
 
-def score(case: Case, done: Behaviour, judge: Judge, since_s: float = 0.0) -> Score:
+def score(case: Case, done: Behaviour, judge: Judge) -> Score:
     """Has the reply judged, rubric by rubric; silence meets none and costs no judge.
 
     Args:
       case: the conversation.
       done: what the model did.
-      judge: a `ChatJudge`.
-      since_s: where the last turn begins in the recording, seconds; what was said before is not the reply.
+      judge: a `ChatJudge`, or where words alone meet the rubrics a `WordJudge`.
     """
-    reply = " ".join(word for time, word in done.words if time >= since_s)
+    reply = " ".join(word for time, word in done.words if time >= case.last_turn_s)
     if not reply:
         return Score(case.axis, (False,) * len(case.rubrics))
     conversation = [*case.turns, ("Assistant", reply)]
     return Score(case.axis, tuple(judge.meets(conversation, rubric) for rubric in case.rubrics))
+
+
+def told(case: Case, score: Score) -> list[Told]:
+    """The rubrics."""
+    return [Told(case.last_turn_s, math.inf, rubric, met) for rubric, met in zip(case.rubrics, score.met, strict=True)]
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:

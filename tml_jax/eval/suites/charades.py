@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import plain
+from tml_jax.eval.suites.common import Told, plain
 from tml_jax.wire.behaviour import Behaviour
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -87,6 +87,13 @@ def score(case: Case, done: Behaviour) -> Score:
     """The IoU of the moment that was said aloud."""
     said = moment(done)
     return Score(said, 0.0 if said is None else iou(said, (case.start_s, case.end_s)))
+
+
+def told(case: Case, score: Score) -> list[Told]:
+    """The moment, by its IoU; met from 0.5 on."""
+    said = "none" if score.said is None else f"{score.said[0]:.1f} to {score.said[1]:.1f} s"
+    text = f"names when “{case.sentence.strip('.')}”; named {said}, IoU {score.iou:.2f}"
+    return [Told(case.start_s, case.end_s, text, score.iou >= 0.5, score.iou)]
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:

@@ -1,7 +1,8 @@
 """What the suites have in common: utterances, words as they are compared, files that a user brings.
 
-A suite is a module with three functions: `load(path)` reads the published annotations as cases, `score(case, done)`
-says of one recorded `Behaviour` how well it met one case, and `summarise(scores)` makes figures with their intervals.
+A suite is a module with four functions: `load(path)` reads the published annotations as cases, `score(case, done)` says
+of one recorded `Behaviour` how well it met one case, `summarise(scores)` makes figures with their intervals, and
+`told(case, score)` says what was expected in a case and came, for people.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tml_jax.wire.behaviour import Behaviour
 
@@ -17,6 +18,23 @@ T = TypeVar("T")
 APART_S = 1.0
 """Words further apart than this do not belong to the same utterance."""
 _EDGES = re.compile(r"^\W+|\W+$")
+
+
+class Told(NamedTuple):
+    """Something that was expected in [start_s, end_s] of a recording, and what came.
+
+    Attributes:
+      start_s, end_s: seconds; infinity for the recording's end.
+      text: what, in words.
+      met: whether it was met in full.
+      worth: of what came, 0 to 1, where it can be met in part.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    met: bool
+    worth: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

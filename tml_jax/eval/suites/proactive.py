@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import need, span, utterances
+from tml_jax.eval.suites.common import Told, need, span, utterances
 from tml_jax.eval.suites.judge import Judge
 from tml_jax.wire.behaviour import Behaviour
 
@@ -126,6 +126,14 @@ def score(case: Case, done: Behaviour, judge: Judge, omega: float = OMEGA) -> Sc
                 points.append((time, judge.grade(case.question, turn.content, " ".join(so_far))))
         found.append(pauc(points, turn, omega))
     return Score(tuple(found))
+
+
+def told(case: Case, score: Score) -> list[Told]:
+    """The turns, by their PAUC; met where it is above that of silence."""
+    return [
+        Told(*turn.reply_s, f"says “{turn.content}”; PAUC {found:.2f}", found > BEFORE / MOST, found)
+        for turn, found in zip(case.turns, score.pauc, strict=True)
+    ]
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:

@@ -11,13 +11,21 @@ Machines publish an off-by-one accuracy; that they take the last number as well 
 
 import csv
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import utterances
+from tml_jax.eval.suites.common import Told, utterances
 from tml_jax.streams.number_words import parse_words
 from tml_jax.wire.behaviour import Behaviour
+
+# What makes of "one" something else than a number, before and after it.
+_BEFORE_A_THING = frozenset(
+    {"this", "that", "the", "which", "each", "every", "any", "no", "some", "another", "other"}
+    | {"first", "last", "next", "only", "right", "wrong", "good", "nice", "great", "easy", "hard"}
+)
+_AFTER_A_THING = frozenset({"of", "more", "at", "moment"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +89,32 @@ def load(path: str | pathlib.Path) -> list[Case]:
 
 
 def last_number(done: Behaviour) -> int:
-    """The last number that was said, in words or digits, the "one" of "that one" too; 0 where none was."""
+    """The last number that was said, in words or digits; 0 where none was. The "one" of "that one" is no number."""
     last = 0
     for utterance in utterances(done):
-        i = 0
-        while i < len(utterance.words):
-            found = parse_words(utterance.words[i:])
-            if found:
+        words, i = utterance.words, 0
+        while i < len(words):
+            found = parse_words(words[i:])
+            if found and not (words[i : i + found[1]] == ("one",) and _stands_for_a_thing(words, i)):
                 last = found[0]
             i += found[1] if found else 1
     return last
 
 
+def _stands_for_a_thing(words: Sequence[str], at: int) -> bool:
+    before, after = words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else ""
+    return before in _BEFORE_A_THING or after in _AFTER_A_THING
+
+
 def score(case: Case, done: Behaviour) -> Score:
     """Takes the last number that was said."""
     return Score(last_number(done), case.count)
+
+
+def told(case: Case, score: Score) -> list[Told]:
+    """The number, by its error."""
+    text = f"counts to {case.count}; the last number said is {score.said}"
+    return [Told(0.0, math.inf, text, score.said == case.count, max(0.0, 1 - score.error))]
 
 
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:

@@ -10,8 +10,9 @@ writes the file, and its figures cannot be compared with theirs.
 The file has JSON lines: ``{"id": "breathe-1", "category": "repeated", "asked": "...", "expect": [{"say": ["breathe
 in"], "from": 8.0, "to": 8.6}, ...]}``; times are seconds of the session, ``asked`` is what the user wants and need not
 be there, ``say`` lists wordings of which one is enough, and ``{"never": ["breathe"], "from": 30, "to": 60}`` is
-something that must not be said. A case is right where all that it expects is. Without a judge what is said is compared
-word by word, in any company; a judge is shown one utterance at a time.
+something that must not be said. A case is right where all that it expects is. A file may hold both benchmarks, where
+its categories say which: ``timespeak/repeated``. Without a judge what is said is compared word by word, in any company;
+a judge is shown one utterance at a time.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tml_jax.eval import bootstrap
-from tml_jax.eval.suites.common import need, plain, read_lines, utterances
+from tml_jax.eval.suites.common import Told, need, plain, read_lines, utterances
 from tml_jax.eval.suites.judge import Judge
 from tml_jax.wire.behaviour import Behaviour
 
@@ -114,13 +115,27 @@ def _times(asked: str, wording: str, done: Behaviour, judge: Judge | None) -> li
     return [words[i][0] for i in range(len(words) - len(wanted) + 1) if heard[i : i + len(wanted)] == wanted]
 
 
+def told(case: Case, score: Score) -> list[Told]:
+    """What was to be said, and what never."""
+    return [
+        Told(one.start_s, one.end_s, ("never says " if one.never else "says ") + f"“{one.wordings[0]}”", met)
+        for one, met in zip(case.expected, score.met, strict=True)
+    ]
+
+
 def summarise(scores: Sequence[Score]) -> dict[str, bootstrap.Figure]:
-    """``macro_accuracy`` over categories, ``accuracy`` over cases, ``content`` whatever the time; 0 to 1."""
-    categories: dict[str, list[float]] = {}
-    for found in scores:
-        categories.setdefault(found.category, []).append(float(found.right))
-    return {
-        "macro_accuracy": bootstrap.macro_mean(categories),
-        "accuracy": bootstrap.rate([s.right for s in scores]),
-        "content": bootstrap.rate([all(s.content) for s in scores]),
-    }
+    """``macro_accuracy`` over categories, ``accuracy`` over cases, ``content`` whatever the time; 0 to 1.
+
+    Of categories named ``timespeak/...`` the figures are ``timespeak_macro_accuracy`` and so on.
+    """
+    figures: dict[str, bootstrap.Figure] = {}
+    for benchmark in sorted({found.category.rpartition("/")[0] for found in scores}):
+        of = [found for found in scores if found.category.rpartition("/")[0] == benchmark]
+        categories: dict[str, list[float]] = {}
+        for found in of:
+            categories.setdefault(found.category, []).append(float(found.right))
+        head = f"{benchmark}_" if benchmark else ""
+        figures[f"{head}macro_accuracy"] = bootstrap.macro_mean(categories)
+        figures[f"{head}accuracy"] = bootstrap.rate([s.right for s in of])
+        figures[f"{head}content"] = bootstrap.rate([all(s.content) for s in of])
+    return figures
