@@ -126,4 +126,5 @@ def test_what_a_server_refuses_leaves_the_rest_measured(serving, tmp_path: pathl
     out = tmp_path / "figures.json"
     status, told = measured(serving, 1, "--sessions=2", "--scenarios=quiet", f"--json={out}")
     assert status == 1 and "launch.evaluate: full_duplex_bench: " in told and "Traceback" not in told
-    assert list(json.loads(out.read_text())) == ["table", "smoke"]
+    figures = json.loads(out.read_text())
+    assert "smoke" in figures and "full_duplex_bench" not in figures
