@@ -212,9 +212,12 @@ print(json.dumps({"shards": len(sizes), "all": sum(sizes) / max(sizes), "found":
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
-def test_no_more_than_two_shards_are_in_memory(tmp_path):
-    """The largest memory of a process beyond what it had, and beyond the arrays that it places; in shards."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def test_no_more_than_a_shard_is_in_memory(tmp_path):
+    """The largest memory of a process beyond what it had, and beyond the arrays that it places; in shards.
+
+    malloc keeps freed blocks of less than 32 MiB for later, those of a real model not: here it is to keep none.
+    """
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "MALLOC_MMAP_THRESHOLD_": "131072"}
     run = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)], env=env, capture_output=True, text=True, timeout=300
     )
@@ -222,7 +225,7 @@ def test_no_more_than_two_shards_are_in_memory(tmp_path):
     measured = json.loads(run.stdout.splitlines()[-1])
     assert measured["shards"] == 6 and measured["all"] > 4
     found = measured["found"].values()
-    assert len(found) == 4 and min(found) > 0 and max(found) <= 2, measured
+    assert len(found) == 4 and min(found) > 0 and max(found) <= 1, measured
 
 
 @pytest.mark.slow
