@@ -22,7 +22,7 @@ from tml_jax.data.timeline import (
     reaction_turn,
     render,
 )
-from tml_jax.streams import packed
+from tml_jax.streams import number_words, packed
 from tml_jax.streams.micro_turn import UNHEARD, StreamSpec
 from tml_jax.streams.text import Tokenizer
 
@@ -97,7 +97,12 @@ def expected(simulators, trial, kind, conversations=8):
 
 def test_two_timers_run_at_once_and_end_apart(simulators):
     for conversation, timers in expected(simulators, "two_timers", "timer"):
-        ends = [u.start_s + u.words[-1].end_s for u in conversation.of(UserSpeech)]
+        asked_for = list(conversation.of(UserSpeech))
+        ends = [u.start_s + u.words[-1].end_s for u in asked_for]
+        due = [end + number_words.from_words(u.words[3].text) for u, end in zip(asked_for, ends, strict=True)]
+        assert [timer["at"] for timer in timers] == pytest.approx(
+            [at for pair in zip(due[::2], due[1::2], strict=True) for at in sorted(pair)], abs=0.05
+        )
         pairs = list(zip(timers[::2], timers[1::2], strict=True))
         assert pairs and all(one["of"] == other["of"] == 2 for one, other in pairs)
         for (one, other), asked in zip(pairs, ends[1::2], strict=True):
