@@ -54,6 +54,11 @@ CONFIG = ExperimentConfig(
             delegate=2.6,
             quiet=2.0,
             talk=3.0,
+            two_timers=2.4,
+            redirect=2.0,
+            side_talk=1.2,
+            cue=2.0,
+            shadow=2.4,
         ),
         # It is bound by voices: each is changed further than those that it is measured with.
         acoustics=Acoustics(

@@ -1,10 +1,10 @@
 """Measures how a system behaves: ``python -m launch.evaluate --suite=smoke --target=grpc:HOST:PORT``.
 
-The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `trials` plays what
-the model was not taught yet; `overheard` plays a folder of recordings of people who talk to somebody else
-(``--recordings=FOLDER``), all through which a system should be silent; `load` times a server's steps at 1, 8 and 16
-sessions; `full_duplex_bench` plays the samples of Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones.
-`all` plays each of these that it can, and puts what the model is to show into one table.
+The suites: `smoke` plays simulated users of every scenario, and gives the panel beside its figures; `overheard` plays
+a folder of recordings of people who talk to somebody else (``--recordings=FOLDER``), all through which a system should
+be silent; `load` times a server's steps at 1, 8 and 16 sessions; `full_duplex_bench` plays the samples of
+Full-Duplex-Bench in ``--data=FOLDER`` or, without it, own ones. `all` plays each of these that it can, and puts what
+the model is to show into one table.
 `repcount`, `charades`, `proactive`, `timed_speech` and `audio_multichallenge` score recordings, ``folder:DIR``, by the
 annotations in ``--data=FILE``; without it they play own data, whose figures are comparable with no published ones.
 `full_duplex_bench_v2` and `_v3` score the files that those benchmarks' own pipelines leave, ``folder:DIR``.
@@ -36,7 +36,6 @@ from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
 from tml_jax.data.simulator import Simulator
-from tml_jax.data.trials import TRIALS
 from tml_jax.eval import (
     bootstrap,
     findings,
@@ -86,7 +85,7 @@ SPLIT = flags.DEFINE_enum(
     "split", "heldout", ["heldout", "train"], "Of simulated users: whose voices, held-out ones or those of training."
 )
 ENGINES = flags.DEFINE_list("engines", [], "Of simulated users: only those of these speech engines; empty: all.")
-SCENARIO = flags.DEFINE_list("scenarios", [], "Of smoke and trials: only these scenarios; empty: all.")
+SCENARIO = flags.DEFINE_list("scenarios", [], "Of smoke: only these scenarios; empty: all.")
 CONVERSATIONS = flags.DEFINE_integer("conversations", 24, "Conversations a scenario or a task.", lower_bound=1)
 RECORDINGS = flags.DEFINE_string("recordings", None, "Of overheard: a folder of sound files.")
 DATA = flags.DEFINE_string(
@@ -256,16 +255,12 @@ def _simulator(spec: StreamSpec) -> Simulator:
     return Simulator(config, spec, open_bank(config.bank), SPLIT.value)
 
 
-def _simulated(suite: str, scenarios: Iterable[str]) -> Callable[[StreamSpec], list[targets.Case]]:
-    """What is played of a suite of scenarios: those that are asked for."""
-
-    def cases(spec: StreamSpec) -> list[targets.Case]:
-        if unknown := set(SCENARIO.value) - set(SCENARIOS) - set(TRIALS):
-            raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join([*SCENARIOS, *TRIALS])}.")
-        wanted = [name for name in scenarios if name in SCENARIO.value or not SCENARIO.value]
-        return simulated.cases(suite, wanted, CONVERSATIONS.value, _simulator(spec))
-
-    return cases
+def _simulated(spec: StreamSpec) -> list[targets.Case]:
+    """Users of those scenarios that are asked for."""
+    if unknown := set(SCENARIO.value) - set(SCENARIOS):
+        raise ValueError(f"No scenario is called {min(unknown)}; known: {', '.join(SCENARIOS)}.")
+    wanted = [name for name in SCENARIOS if name in SCENARIO.value or not SCENARIO.value]
+    return simulated.cases("smoke", wanted, CONVERSATIONS.value, _simulator(spec))
 
 
 def _smoke_score(cases: Iterable[Recorded]) -> Figures:
@@ -407,8 +402,7 @@ def _rated(folder: str) -> Figures:
 
 
 _SUITES = {
-    "smoke": Suite(_simulated("smoke", SCENARIOS), _smoke_score, findings.expected),
-    "trials": Suite(_simulated("trials", TRIALS), simulated.score_each, findings.expected),
+    "smoke": Suite(_simulated, _smoke_score, findings.expected),
     "overheard": Suite(_overheard_cases, _overheard_score, findings.silence, _overheard_lacks),
     full_duplex_bench.SUITE: Suite(
         _full_duplex_cases, _full_duplex_score, findings.FullDuplex(), by_sound=True, data="played"

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tml_jax.data import pipeline, scenarios, trials
+from tml_jax.data import pipeline, scenarios
 from tml_jax.data.config import DataConfig
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.store import ConversationStore
@@ -56,7 +56,7 @@ def test_no_voice_is_on_both_sides(simulators):
     assert train and heldout and not train & heldout
 
 
-@pytest.mark.parametrize("name", [*scenarios.SCENARIOS, *trials.TRIALS])
+@pytest.mark.parametrize("name", scenarios.SCENARIOS)
 def test_scenarios_keep_the_rules_of_time(simulators, name):
     for index in range(6):
         conversation = simulators["heldout"].conversation(index, name)
@@ -89,9 +89,9 @@ def test_hesitations_are_inside_requests(simulators):
     assert found > 10
 
 
-def expected(simulators, trial, kind, conversations=8):
-    """What is expected in each of a trial's conversations, of this kind, by time."""
-    played = [simulators["heldout"].conversation(index, trial) for index in range(conversations)]
+def expected(simulators, scenario, kind, conversations=8):
+    """What is expected in each of a scenario's conversations, of this kind, by time."""
+    played = [simulators["heldout"].conversation(index, scenario) for index in range(conversations)]
     return [(one, [e for e in one.expectations if e["kind"] == kind]) for one in played]
 
 
@@ -125,6 +125,30 @@ def test_digits_to_shadow_come_while_the_user_goes_on(simulators):
         for digit in digits:
             assert said[digit["at"]] == digit["words"][0]
             assert any(digit["at"] + 0.6 < end < digit["at"] + 2.5 for end in said), "another one ends later"
+
+
+def test_what_is_delegated_is_acknowledged_until_the_result_comes(simulators):
+    acknowledged = 0
+    for index in range(12):
+        conversation = simulators["heldout"].conversation(index, "delegate")
+        speech, results = list(conversation.of(AssistantSpeech)), list(conversation.of(BackgroundResult))
+        for asked, came in zip(conversation.of(Delegate), results, strict=True):
+            before = [s for s in speech if asked.time_s < s.start_s <= came.time_s]
+            assert [s.words[0].text for s in before] == ["okay"] * (came.time_s > asked.time_s + 0.3)
+            after = next(s for s in speech if s.start_s > came.time_s)
+            ready = max([came.time_s, *(s.start_s + len(s.audio) / SPEC.sample_rate for s in before)])
+            assert " ".join(word.text for word in after.words) == came.text and after.start_s <= ready + 0.2 + 1e-6
+            acknowledged += len(before)
+    assert acknowledged > 20
+
+
+def test_typed_requests_of_held_out_users_are_their_own(simulators):
+    for name, texts in (("cue", scenarios.CUES), ("shadow", scenarios.SHADOWS)):
+        typed = {
+            split: {e.text for i in range(12) for e in simulators[split].conversation(i, name).of(UserText)}
+            for split in ("train", "heldout")
+        }
+        assert typed["heldout"] == {texts[0]} and typed["train"] == set(texts[1:])
 
 
 def test_talk_over_the_model_leaves_it_talking(simulators):
@@ -310,20 +334,20 @@ def test_only_training_hears_spliced_requests():
 
 
 def test_rows_stay_within_their_room():
-    config = dataclasses.replace(CONFIG, group=6, window_patches=40, window_speech=30)
+    config = dataclasses.replace(CONFIG, group=6, window_patches=20, window_speech=30)
     source = pipeline.GroupSource(config, SPEC, TOKENIZER, "train")
     cut = 0
     for index in range(3):
         inputs, outputs = source(index)
         tokens = packed.trunk_tokens(SPEC, inputs, outputs).sum(axis=1)
         assert tokens.max() <= config.window_tokens
-        assert inputs.num_patches.sum() == inputs.patches.shape[1] <= 6 * 40
+        assert inputs.num_patches.sum() == inputs.patches.shape[1] <= 6 * 20
         assert packed.num_speech(outputs).sum() == outputs.mel.shape[1] <= 6 * 30
         assert (outputs.num_tokens[~inputs.active] == 0).all()
         assert (np.diff(inputs.active.astype(int), axis=1) <= 0).all()  # real micro-turns come first
-        cut += inputs.patches.shape[1] > 6 * 40 - 10  # the camera of the last ones found no room
+        cut += inputs.patches.shape[1] > 6 * 20 - 10  # the camera of the last ones found no room
         together = packed.batch([(inputs, outputs)], config.room)
-        assert together[0].patches.shape[:2] == (1, 240) and together[1].mel.shape[:2] == (1, 180)
+        assert together[0].patches.shape[:2] == (1, 120) and together[1].mel.shape[:2] == (1, 180)
     assert cut
 
 

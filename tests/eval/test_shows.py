@@ -66,7 +66,7 @@ def test_two_timers_count_when_both_are_in_time():
     two = [{"kind": "timer", "at": at, "words": ["now"], "of": 2} for at in (5.0, 9.0)]
     both, one = spoken(5.1, 5.5, "now") + spoken(9.1, 9.5, "now"), spoken(5.1, 5.5, "now")
     name = "timer within 0.3 s: two at once, both"
-    assert value(table(*[case("trials/two_timers", *two, events=e) for e in [both] * 6 + [one] * 4]), name) == 0.6
+    assert value(table(*[case("smoke/two_timers", *two, events=e) for e in [both] * 6 + [one] * 4]), name) == 0.6
 
 
 def test_counts_exact_off_by_one_and_on_time():
@@ -88,7 +88,7 @@ def test_counts_exact_off_by_one_and_on_time():
 def test_cues_and_false_alarms():
     cues = [{"kind": "timer", "at": at, "words": ["beep"]} for at in (5.0, 12.0)]
     events = spoken(5.5, 5.8, "beep") + spoken(12.9, 13.3, "beep") + spoken(20.0, 20.4, "beep")
-    rows = table(*[case("trials/cue", *cues, events=events)] * 10)
+    rows = table(*[case("smoke/cue", *cues, events=events)] * 10)
     assert value(rows, "visual cue: said within 0.6 s") == 0.5
     assert value(rows, "visual cue: false alarms a minute") == 2.0
 
@@ -98,7 +98,7 @@ def test_a_barge_in_is_silence_and_then_an_answer():
     stop, new = {"kind": "stop", "after": 5.0, "until": 7.0}, ANSWER | {"after": 8.0}
     quick = spoken(3.0, 5.3) + spoken(8.3, 8.9, "five")
     slow = spoken(3.0, 5.5) + spoken(8.3, 8.9, "nine")
-    rows = table(*[case("trials/redirect", cut, stop, new, events=e) for e in [quick] * 7 + [slow] * 3])
+    rows = table(*[case("smoke/redirect", cut, stop, new, events=e) for e in [quick] * 7 + [slow] * 3])
     assert value(rows, "barge-in: silent within 0.4 s") == pytest.approx(0.7)
     assert value(rows, "barge-in: then the new request answered") == pytest.approx(0.7)
 
@@ -108,7 +108,7 @@ def test_digits_are_shadowed_while_the_user_goes_on():
     events = spoken(2.2, 2.5, "one") + spoken(3.9, 4.2, "two")
     assert (
         value(
-            table(*[case("trials/shadow", *digits, events=events)] * 5), "shadowing: digits right while the user speaks"
+            table(*[case("smoke/shadow", *digits, events=events)] * 5), "shadowing: digits right while the user speaks"
         )
         == 0.5
     )

@@ -91,9 +91,9 @@ def test_all_of_a_folder_is_one_table_over_its_suites(tmp_path):
     )
     shown = rf"turn-taking latency, median +{latency['value']:.2f} s .* 11 +at most 0\.30 s +(met|MISSED)\n"
     assert re.search(shown, ended.stdout)
-    assert re.search(r"visual cue: said within 0\.6 s +not measured +at least 90\.0 % +needs `trials`", ended.stdout)
+    assert re.search(r"visual cue: said within 0\.6 s +not measured +at least 90\.0 % +needs `smoke`", ended.stdout)
     text = page.read_text()
-    assert [text.count(f"<h2>{name}</h2>") for name in ("What it is to show", "smoke", "overheard", "trials")] == [
+    assert [text.count(f"<h2>{name}</h2>") for name in ("What it is to show", "smoke", "overheard", "load")] == [
         1,
         1,
         1,

@@ -110,7 +110,7 @@ def test_all_of_a_server_is_one_table(serving, tmp_path: pathlib.Path) -> None:
     status, told = measured(serving, 4, "--sessions=4", *flags)
     assert status == 0, told
     figures = json.loads(out.read_text())
-    assert list(figures)[:3] == ["table", "smoke", "trials"] and "full_duplex_bench" in figures
+    assert list(figures)[:2] == ["table", "smoke"] and "full_duplex_bench" in figures
     assert "load" not in figures and "overheard" not in figures, (
         "there are no recordings, and the pace is not that of time"
     )

@@ -21,6 +21,11 @@ class Shares:
     delegate: float = 1.6  # arithmetic and the time, by the background model
     quiet: float = 0.8  # silence, noise, fillers, backchannels
     talk: float = 0.8  # people talk, but not to the model
+    two_timers: float = 0.8  # a second one is set while the first runs
+    redirect: float = 0.6  # "stop", and another request at once
+    side_talk: float = 0.4  # people talk while the model speaks
+    cue: float = 0.8  # typed, "say beep when something moves"
+    shadow: float = 0.8  # typed, "say every digit as i say it", until "stop"
 
     def items(self) -> list[tuple[str, float]]:
         """Names and shares, in the order of declaration."""
@@ -71,7 +76,7 @@ class Behaviour:
     hesitation_share: float = 0.4  # of the requests that can be broken
     filler_share: float = 0.4  # of the hesitations
     splice_share: float = 0.6  # of the requests in training whose numbers come from other clips of the voice
-    background_latency: Range = (0.4, 3.0)
+    background_latency: Range = (0.2, 3.0)
     backchannel_share: float = 0.25  # of the times at which the user speaks while the model does
     own_talk_share: float = 0.3  # of the talk: by the user, and not by somebody else
     timer: Range = (2.0, 15.0)

@@ -1,15 +1,44 @@
 """What happens in simulated conversations: one function a kind of exchange, placed on the timeline by a `Director`."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
 
 from tml_jax.data import scenes
+from tml_jax.data.config import DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip
 from tml_jax.data.splice import Spliced
+from tml_jax.data.timeline import UserText
 from tml_jax.data.voices import reply_to_greeting
 from tml_jax.streams import number_words
+
+CUES = (
+    "say beep when something moves",
+    "beep when it moves",
+    "say beep when it moves",
+    "beep when you see something move",
+    "when something moves say beep",
+)
+SHADOWS = (
+    "say every digit as i say it",
+    "say every number as i say it",
+    "say each number after me",
+    "say what i say as i say it",
+    "repeat every number at once",
+)
+"""What users type who ask for these, as no voice of the bank says it: the first is kept for held-out users."""
+
+_UNKNOWN_SHARE = 0.06
+_APART_S = 1.5  # two timers end at least so far from each other
+_CUE_S = (0.8, 2.5)  # how long what moves once does so
+_BETWEEN_CUES_S = (2.5, 5.0)
+_SEEN_S = 0.3  # a motion that begins gently cannot be seen any sooner
+_DIGITS = (3, 9)
+_BETWEEN_DIGITS_S = (0.4, 0.8)
+_LONG_S = 3.0  # a shorter answer is not talked over
 
 
 def _pick(director: Director, *families: str) -> Clip | Spliced:
@@ -158,7 +187,9 @@ def watch(director: Director) -> None:
 
 
 def background_answer(director: Director, clip: Clip | Spliced) -> str:
-    """The background model's answer to "what is ..."."""
+    """The background model's answer to "what is ..."; now and then it has none."""
+    if director.rng.random() < _UNKNOWN_SHARE:
+        return "i do not know"
     words = clip.text.split()
     if words[:2] == ["what", "time"]:
         hour, minute = int(director.rng.integers(1, 13)), int(director.rng.integers(0, 60))
@@ -170,7 +201,7 @@ def background_answer(director: Director, clip: Clip | Spliced) -> str:
 
 
 def delegate(director: Director) -> None:
-    """ "what is twelve times seven": handed to the background model; its result is spoken when it comes."""
+    """ "what is twelve times seven": handed to the background model, "okay", and its result when it comes."""
     clip = _pick(director, "delegate")
     director.now = director.delegate(clip.text, _ask(director, clip), background_answer(director, clip))
 
@@ -198,6 +229,100 @@ def talk(director: Director) -> None:
     director.expect("silent", reason="talk", **{"from": start, "to": director.now})
 
 
+def two_timers(director: Director) -> None:
+    """A second timer is set while the first one runs: "now" at the end of each."""
+
+    def seconds(clip: Clip) -> int:
+        return number_words.from_words(clip.text.split()[3])
+
+    def fits(first: Clip, second: Clip) -> bool:  # the second request takes about 1.1 s to begin
+        asked = 1.1 + second.duration_s
+        return seconds(first) > asked + 1.0 and abs(seconds(first) - asked - seconds(second)) > _APART_S + 0.5
+
+    pairs = [pair for pair in itertools.permutations(director.speaker.family("timer"), 2) if fits(*pair)]
+    if not pairs:
+        timer(director)
+        return
+    ends = []
+    for clip in pairs[int(director.rng.integers(len(pairs)))]:
+        end = director.user(clip, director.now)
+        director.now = director.answer("okay", end) + float(director.rng.uniform(0.2, 0.5))
+        ends.append(end + seconds(clip))
+    for at in sorted(ends):
+        director.expect("timer", at=at, words=["now"], of=2)
+        _say_over(director, "now", director.heard_at(at, 0.0))
+
+
+def _say_over(director: Director, text: str, start_s: float) -> None:
+    """The model says this at its time, and gives up what it is still saying."""
+    if start_s < director.now:
+        director.interrupt(start_s)
+    director.now = director.say(text, start_s)
+
+
+def redirect(director: Director) -> None:
+    """The user says "stop" while the model speaks and asks for something else: silence, then the other thing."""
+    habits, director.config = director.config, _without(director, "backchannel_share", "hesitation_share")
+    barge_in(director)
+    command(director)
+    director.config = habits
+
+
+def _without(director: Director, *habits: str) -> DataConfig:
+    behaviour = dataclasses.replace(director.config.behaviour, **dict.fromkeys(habits, 0.0))
+    return dataclasses.replace(director.config, behaviour=behaviour)
+
+
+def side_talk(director: Director) -> None:
+    """People talk to each other while the model speaks: it goes on."""
+    start, over = count_aloud(director)
+    if over - start > _LONG_S:
+        director.now = start + float(director.rng.uniform(0.6, 1.2))
+        at = director.now
+        director.talk()
+        director.expect("goes on", **{"from": at, "to": min(director.now, over - 1.0)})
+    director.now = max(director.now, over)
+
+
+def _type(director: Director, texts: tuple[str, ...]) -> None:
+    """The user types one of these: the first is for users that are held out, who have it to themselves."""
+    text = texts[0] if director.cast.split == "heldout" else texts[int(director.rng.integers(1, len(texts)))]
+    director.events.append(UserText(director.now, text))
+    director.now += float(director.rng.uniform(0.8, 1.2))
+
+
+def cue(director: Director) -> None:
+    """ "say beep when something moves": "beep" at each motion, and nothing else."""
+    _type(director, CUES)
+    time = director.now
+    while (time := time + float(director.rng.uniform(*_BETWEEN_CUES_S))) < director.limit - _CUE_S[1] - 0.5:
+        end = time + float(director.rng.uniform(*_CUE_S))
+        director.motions.append(scenes.Repetitions((time,), (end,)))
+        director.expect("timer", at=time, words=["beep"])
+        director.say("beep", director.heard_at(time, _SEEN_S))
+        time = end
+    director.now = director.limit
+
+
+def shadow(director: Director) -> None:
+    """ "say every digit as i say it": each digit while the user goes on with the next ones, until "stop"."""
+    _type(director, SHADOWS)
+    start, said = director.now, ""
+    digits = int(director.rng.integers(_DIGITS[0], _DIGITS[1] + 1))
+    for i in range(digits):
+        words = director.speaker.family("word")
+        clips = [clip for clip in words if clip.text != said] or words
+        clip = clips[int(director.rng.integers(len(clips)))]
+        end, said = director.user(clip, start), clip.text
+        if i < digits - 1:  # of the last one the model cannot say it while the user speaks
+            director.expect("timer", at=end, words=[said])
+        _say_over(director, said, director.heard_at(end))
+        start = end + float(director.rng.uniform(*_BETWEEN_DIGITS_S))
+    stop = director.user(_pick(director, "stop"), director.now + float(director.rng.uniform(0.3, 0.8)))
+    director.now = stop + float(director.rng.uniform(1.0, 2.0))
+    director.expect("silent", reason="stopped", **{"from": stop, "to": director.now})
+
+
 SCENARIOS: dict[str, Callable[[Director], None]] = {
     "command": command,
     "greeting": greeting,
@@ -210,6 +335,11 @@ SCENARIOS: dict[str, Callable[[Director], None]] = {
     "delegate": delegate,
     "quiet": quiet,
     "talk": talk,
+    "two_timers": two_timers,
+    "redirect": redirect,
+    "side_talk": side_talk,
+    "cue": cue,
+    "shadow": shadow,
 }
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "command": (("repeat", "count_to", "count_down"),),
@@ -223,9 +353,14 @@ NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "delegate": (("delegate",),),
     "quiet": (),
     "talk": (),
+    "two_timers": (("timer",),),
+    "redirect": (("count_to", "count_down"), ("stop",), ("repeat", "count_to", "count_down")),
+    "side_talk": (("count_to", "count_down"),),
+    "cue": (),
+    "shadow": (("word",), ("stop",)),
 }
 """What a user must be able to say for a scenario: a clip of one family of each group."""
-FILMED = frozenset({"count", "watch"})
+FILMED = frozenset({"count", "watch", "cue"})
 
 
 def film(director: Director) -> None:

@@ -7,7 +7,7 @@ delegate, result), so that evaluation needs nothing else.
 
 import numpy as np
 
-from tml_jax.data import augment, scenarios, trials
+from tml_jax.data import augment, scenarios
 from tml_jax.data.config import DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import SpeechBank
@@ -16,8 +16,6 @@ from tml_jax.data.voices import Cast
 from tml_jax.streams.micro_turn import StreamSpec
 
 _SPLITS = {"train": 0, "heldout": 1}
-_PLAYS = scenarios.SCENARIOS | trials.TRIALS
-_NEEDS = scenarios.NEEDS | trials.NEEDS
 _SAME_AGAIN = 0.5  # an exchange is of the conversation's own scenario, or of any
 
 
@@ -48,23 +46,22 @@ class Simulator:
 
         Args:
           index: any non-negative integer.
-          scenario: a name in `scenarios.SCENARIOS` or `trials.TRIALS`: only exchanges of that kind; None: drawn, and
-            mixed, of the scenarios.
+          scenario: a name in `scenarios.SCENARIOS`: only exchanges of that kind; None: drawn, and mixed.
         """
-        if scenario is not None and scenario not in _PLAYS:
-            raise ValueError(f"Unknown scenario {scenario!r}; known: {', '.join(_PLAYS)}.")
+        if scenario is not None and scenario not in scenarios.SCENARIOS:
+            raise ValueError(f"Unknown scenario {scenario!r}; known: {', '.join(scenarios.SCENARIOS)}.")
         if scenario == "talk" and not self.cast.talkers:
             raise ValueError(f"The speech bank {self.cast.bank.path} has no {self.split} voice that just talks.")
         rng = np.random.default_rng((self.config.seed, _SPLITS[self.split], index))
         name = scenario or str(rng.choice(self._names, p=self._shares))
-        speaker = self.cast.speaker(rng, _NEEDS[name])
+        speaker = self.cast.speaker(rng, scenarios.NEEDS[name])
         director = Director(rng, self.config, self.spec, self.cast, speaker)
         possible = [n for n in self._names if speaker.can(scenarios.NEEDS[n])]
-        filmed = name in scenarios.FILMED | trials.FILMED
+        filmed = name in scenarios.FILMED
         if filmed:
             director.limit = float(rng.uniform(*self.config.behaviour.filmed_duration))
         while True:
-            _PLAYS[name](director)
+            scenarios.SCENARIOS[name](director)
             director.pause()
             if director.now > director.limit - 4.0:
                 break

@@ -1,12 +1,9 @@
-"""Simulated users to be played: of the scenarios, of the trials, and many at once, to load a server."""
+"""Simulated users to be played: of the scenarios, and many at once, to load a server."""
 
 import dataclasses
 from collections.abc import Iterable
 
 from tml_jax.data.simulator import Simulator
-from tml_jax.eval import panel
-from tml_jax.eval.metrics import Verdict, summarise
-from tml_jax.eval.recorded import Recorded
 from tml_jax.eval.targets import Case
 
 LOADS = (1, 8, 16)
@@ -31,11 +28,3 @@ def load(slots: int, simulator: Simulator) -> list[Case]:
     users = [dataclasses.replace(user, duration_s=_LOAD_S) for user in users]
     numbers = [(n, i) for n in LOADS for i in range(n) if n <= slots]
     return [Case(f"load/{n}/{i}", "load", str(n), users[i], i, together=n) for n, i in numbers]
-
-
-def score_each(played: Iterable[Recorded]) -> dict[str, float]:
-    """The rates of each scenario by itself: its name, and theirs."""
-    verdicts: dict[str, list[Verdict]] = {}
-    for case in played:
-        verdicts.setdefault(case.category, []).extend(v for _, v in panel.judged(case) if v is not None)
-    return {f"{name}_{figure}": value for name, of in verdicts.items() for figure, value in summarise(of).items()}
