@@ -202,7 +202,8 @@ def test_rendering_to_the_letter(tokenizer):
     assert np.flatnonzero(outputs.speaking).tolist() == [4, 5, 6, 7]
     assert len(outputs.mel) == 4 and (np.abs(outputs.mel).sum(axis=(1, 2)) > 0).all()
     heard = [c.nothing] * 15
-    heard[1:3] = [word["stop"], word["five"]]  # both end in micro-turn 1: the second waits for room
+    # Both end in micro-turn 1, and 0.15 s later it is 2; the second waits for room.
+    heard[2:4] = [word["stop"], word["five"]]
     assert outputs.heard[:, 0].tolist() == heard
     assert inputs.num_text[12] == 5 and inputs.num_text.sum() == 5
     assert inputs.text[12, :5].tolist() == [c.background, word["eighty"], word["four"], c.user, word["hello"]]

@@ -22,6 +22,9 @@ FILLERS = frozenset({"um", "uh", "er", "hmm", "mm", "mhm", "ah", "erm"})
 _MOST_PIECES = 2
 """A word of more tokens is none that the tokenizer knows; spelled out it would last longer than it is said."""
 
+_NAMED_AFTER_S = 0.15
+"""What has to follow a word before the model names it: without, neither its end nor the word itself is certain."""
+
 _EPS = 1e-6  # times are sums of floats; an event at 1.2 s must not fall into the micro-turn that ends at 1.2 s
 
 
@@ -323,7 +326,7 @@ def _write_heard(
     free = 0
     for end_s, text in ended:
         for token in word_tokens(tokenizer, text):
-            slot = max(free, _turn_of(end_s - 2 * _EPS, spec) * spec.max_output)
+            slot = max(free, reaction_turn(end_s, _NAMED_AFTER_S, spec) * spec.max_output)
             if slot >= len(flat):
                 return
             flat[slot] = token
