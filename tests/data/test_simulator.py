@@ -202,8 +202,7 @@ def test_rendering_to_the_letter(tokenizer):
     assert np.flatnonzero(outputs.speaking).tolist() == [4, 5, 6, 7]
     assert len(outputs.mel) == 4 and (np.abs(outputs.mel).sum(axis=(1, 2)) > 0).all()
     heard = [c.nothing] * 15
-    # Both end in micro-turn 1, and 0.15 s later it is 2; the second waits for room.
-    heard[2:4] = [word["stop"], word["five"]]
+    heard[1:3] = [word["stop"], word["five"]]  # 0.15 s after both it is micro-turn 2: the first is named when it ends
     assert outputs.heard[:, 0].tolist() == heard
     assert inputs.num_text[12] == 5 and inputs.num_text.sum() == 5
     assert inputs.text[12, :5].tolist() == [c.background, word["eighty"], word["four"], c.user, word["hello"]]
@@ -220,6 +219,20 @@ def test_what_is_heard_of_talk(tokenizer):
     heard[1], heard[3] = tokenizer.encode(" seven")[0], tokenizer.encode(" please")[0]
     heard[7:11] = [UNHEARD] * 4  # from 1.5 to 2.1 s
     assert outputs.heard[:, 0].tolist() == heard
+
+
+def test_the_last_word_of_what_is_said_fast_is_named_in_time(tokenizer):
+    """ "is" and "it" could both be named in micro-turn 3: "is" is in 2, where it has ended by then, else "it" waits."""
+    word = {w: tokenizer.encode(f" {w}")[0] for w in ("time", "is", "it")}
+    nothing, loud = tokenizer.control.nothing, np.ones(round(0.7 * SPEC.sample_rate), np.float32)
+
+    def heard(*ends):
+        words = [SpokenWord(w, end - 0.1, end) for w, end in zip(("time", "is", "it"), ends, strict=True)]
+        _, outputs = render(Conversation(1.6, (UserSpeech(0.0, loud, tuple(words)),)), SPEC, tokenizer)
+        return outputs.heard[:, 0].tolist()
+
+    assert heard(0.4, 0.55, 0.64)[:5] == [nothing, word["time"], word["is"], word["it"], nothing]
+    assert heard(0.3, 0.61, 0.64)[:5] == [nothing, nothing, word["time"], word["is"], word["it"]]
 
 
 def test_an_empty_block_ticks(tokenizer):

@@ -321,16 +321,19 @@ def _write_heard(
         for word in event.words or ()
         if word.text not in FILLERS and len(word_tokens(tokenizer, word.text)) <= _MOST_PIECES
     )
+    pieces = [(end_s, token) for end_s, text in ended for token in word_tokens(tokenizer, text)]
+    slots = [reaction_turn(end_s, _NAMED_AFTER_S, spec) * spec.max_output for end_s, _ in pieces]
+    for i in reversed(range(len(slots) - 1)):
+        # What is said fast is named sooner, so that the last word is not late, but not before it has ended.
+        slots[i] = max(min(slots[i], slots[i + 1] - 1), _turn_of(pieces[i][0] - 2 * _EPS, spec) * spec.max_output)
     flat = outputs.heard[:num_turns].reshape(-1)  # a view: rows are contiguous
     assert np.shares_memory(flat, outputs.heard)
     free = 0
-    for end_s, text in ended:
-        for token in word_tokens(tokenizer, text):
-            slot = max(free, reaction_turn(end_s, _NAMED_AFTER_S, spec) * spec.max_output)
-            if slot >= len(flat):
-                return
-            flat[slot] = token
-            free = slot + 1
+    for slot, (_, token) in zip(slots, pieces, strict=True):
+        if (free := max(free, slot)) >= len(flat):
+            return
+        flat[free] = token
+        free += 1
 
 
 def reaction_turn(end_s: float, reaction_s: float, spec: StreamSpec) -> int:
