@@ -22,7 +22,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -149,6 +149,25 @@ def main(argv: list[str]) -> None:
     if SUITE.value == ALL and DATA.value:
         raise app.UsageError("--data is of one suite: --suite=all plays own data.")
     shown = shows.Shown(_ear()) if SUITE.value == ALL else None
+    found, refused = _found(shown)
+    table = shown.table() if shown else []
+    told = {one.suite: bootstrap.flat(one.figures) for one in found}
+    own = [one.suite for one in found if _SUITES[one.suite].data]
+    note = miniatures.NOTE if own and not DATA.value and targets.parse(TARGET.value)[0] != "folder" else ""
+    _print(told, table)
+    if note:
+        print(f"({', '.join(own)}: {note})")
+    if JSON.value:
+        figures = {"table": report.numbers(table)} | told if shown else told[SUITE.value]
+        pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+    if REPORT.value:
+        report.write(findings.report_of(SUITE.value, found, BARS, _facts(found, note), table), REPORT.value)
+    if refused:
+        sys.exit("launch.evaluate: " + "; ".join(refused))
+
+
+def _found(shown: shows.Shown | None) -> tuple[list[findings.Found], list[str]]:
+    """What was found, and of `all`, of which the rest is still measured, what the system refused."""
     found, refused = list[findings.Found](), list[str]()
     for name in _wanted():
         try:
@@ -156,29 +175,27 @@ def main(argv: list[str]) -> None:
         except (ValueError, client.SessionError) as error:
             if not shown or isinstance(error, ValueError):
                 sys.exit(f"launch.evaluate: {error}")
-            refused.append(f"{name}: {error}")  # of `all`, the rest is still measured
-    told: dict[str, Any] = {}
-    for suite, scored, _ in found:
-        told[suite] = bootstrap.flat(scored)
-        print(f"\n{suite}:" if shown else "", end="\n" if shown else "")
-        for name, value in told[suite].items():
+            refused.append(f"{name}: {error}")
+    return found, refused
+
+
+def _print(told: Mapping[str, Mapping[str, float]], table: Sequence[report.Row]) -> None:
+    """Prints the figures; of `all` under their suites' names, and the table last."""
+    for suite, figures in told.items():
+        if table:
+            print(f"\n{suite}:")
+        for name, value in figures.items():
             print(f"{name:48s} {value:8.3f}{_verdict(name, value)}")
-    table = shown.table() if shown else []
-    print(*["", *report.plain(table)] if shown else [], sep="\n", end="\n" if shown else "")
-    own = [name for name, *_ in found if _SUITES[name].data]
-    note = miniatures.NOTE if own and not DATA.value and targets.parse(TARGET.value)[0] != "folder" else ""
-    if note:
-        print(f"({', '.join(own)}: {note})")
-    if JSON.value:
-        figures = {"table": report.numbers(table)} | told if shown else told[SUITE.value]
-        pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
-    if REPORT.value:
-        facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")} | ({"data": note} if note else {})
-        if judges := dict.fromkeys(who for one in found if (who := _SUITES[one.suite].otherwise)):
-            facts["judge"] = JUDGE.value[1] if JUDGE.value else ", ".join(judges)
-        report.write(findings.report_of(SUITE.value, found, BARS, facts, table), REPORT.value)
-    if refused:
-        sys.exit("launch.evaluate: " + "; ".join(refused))
+    if table:
+        print("", *report.plain(table), sep="\n")
+
+
+def _facts(found: Sequence[findings.Found], note: str) -> dict[str, str]:
+    """What the page says of the run."""
+    facts = {"target": TARGET.value, "on": time.strftime("%Y-%m-%d")} | ({"data": note} if note else {})
+    if judges := dict.fromkeys(who for one in found if (who := _SUITES[one.suite].otherwise)):
+        facts["judge"] = JUDGE.value[1] if JUDGE.value else ", ".join(judges)
+    return facts
 
 
 def _wanted() -> list[str]:
