@@ -110,7 +110,7 @@ def test_two_timers_run_at_once_and_end_apart(simulators):
 
 
 def test_cues_are_what_the_video_shows(simulators):
-    for conversation, cues in expected(simulators, "cue", "timer"):
+    for conversation, cues in expected(simulators, "cue", "cue"):
         assert next(conversation.of(UserText)).text == "say beep when something moves"
         film = next(conversation.of(Frames))
         still = np.abs(np.diff(film.frames.astype(np.float32).mean(axis=(3)), axis=0)).mean(axis=(1, 2))
@@ -120,7 +120,7 @@ def test_cues_are_what_the_video_shows(simulators):
 
 
 def test_digits_to_shadow_come_while_the_user_goes_on(simulators):
-    for conversation, digits in expected(simulators, "shadow", "timer"):
+    for conversation, digits in expected(simulators, "shadow", "cue"):
         said = {u.start_s + u.words[-1].end_s: u.words[-1].text for u in conversation.of(UserSpeech)}
         for digit in digits:
             assert said[digit["at"]] == digit["words"][0]

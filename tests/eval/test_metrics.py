@@ -84,6 +84,13 @@ def test_timer_within_its_tolerance():
     assert not only(expected, spoken(10.2, 10.6, "okay")).good
 
 
+def test_a_cue_is_answered_after_it_and_soon():
+    cue = {"kind": "cue", "at": 5.0, "words": ["beep"]}
+    assert only(cue, spoken(5.4, 5.8, "beep")).good
+    assert not only(cue, spoken(4.9, 5.3, "beep")).good, "it cannot have seen it yet"
+    assert not only(cue, spoken(5.7, 6.0, "beep")).good and not only(cue, spoken(5.4, 5.8, "now")).good
+
+
 def test_what_was_not_recorded_is_not_judged():
     assert judge([ANSWER], Behaviour.from_events([]), until_s=2.5) == []
 

@@ -86,7 +86,7 @@ def test_counts_exact_off_by_one_and_on_time():
 
 
 def test_cues_and_false_alarms():
-    cues = [{"kind": "timer", "at": at, "words": ["beep"]} for at in (5.0, 12.0)]
+    cues = [{"kind": "cue", "at": at, "words": ["beep"]} for at in (5.0, 12.0)]
     events = spoken(5.5, 5.8, "beep") + spoken(12.9, 13.3, "beep") + spoken(20.0, 20.4, "beep")
     rows = table(*[case("smoke/cue", *cues, events=events)] * 10)
     assert value(rows, "visual cue: said within 0.6 s") == 0.5
@@ -104,7 +104,7 @@ def test_a_barge_in_is_silence_and_then_an_answer():
 
 
 def test_digits_are_shadowed_while_the_user_goes_on():
-    digits = [{"kind": "timer", "at": 2.0 + i, "words": [w]} for i, w in enumerate(("one", "two"))]
+    digits = [{"kind": "cue", "at": 2.0 + i, "words": [w]} for i, w in enumerate(("one", "two"))]
     events = spoken(2.2, 2.5, "one") + spoken(3.9, 4.2, "two")
     assert (
         value(

@@ -71,6 +71,7 @@ class Behaviour:
     duration: Range = (26.0, 32.0)
     filmed_duration: Range = (17.0, 21.5)  # a micro-turn with a frame holds more trunk tokens
     reaction: float = 0.15  # what the model waits for after the user's last word
+    yielding: float = 0.0  # the same before it is silent, after "stop": nothing else sounds like it
     gap: Range = (0.5, 2.2)  # between the end of an exchange and the next request
     hesitation: Range = (0.5, 2.0)
     hesitation_share: float = 0.4  # of the requests that can be broken

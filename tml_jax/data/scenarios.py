@@ -129,7 +129,7 @@ def _acknowledge(director: Director, at: float) -> float:
 def cut_off(director: Director, at: float, over: float) -> None:
     """The user says "stop" at this time, while the model would speak until `over`."""
     stop = director.user(_pick(director, "stop"), at)
-    director.interrupt(director.heard_at(stop))
+    director.interrupt(director.heard_at(stop, director.config.behaviour.yielding))
     answer = next(expected for expected in reversed(director.expectations) if expected["kind"] == "answer")
     answer["interrupted"] = stop
     director.expect("stop", after=stop, until=max(over, stop + 1.5))
@@ -142,7 +142,7 @@ def barge_in(director: Director) -> None:
     at = float(director.rng.uniform(start + 0.7, max(start + 0.8, over - 1.5)))
     if director.speaker.family("backchannel") and director.rng.random() < director.config.behaviour.backchannel_share:
         _acknowledge(director, at)
-        director.expect("goes on", **{"from": at, "to": over})
+        director.expect("goes on", reason="backchannel", **{"from": at, "to": over})
         director.now = over
         return
     cut_off(director, at, over)
@@ -153,7 +153,7 @@ def undeterred(director: Director) -> None:
     start, over = count_aloud(director)
     at = start + float(director.rng.uniform(0.8, 1.4))
     stop = _acknowledge(director, at) + float(director.rng.uniform(1.2, 1.8))
-    director.expect("goes on", **{"from": at, "to": min(stop, over)})
+    director.expect("goes on", reason="backchannel", **{"from": at, "to": min(stop, over)})
     cut_off(director, stop, over)
 
 
@@ -280,7 +280,7 @@ def side_talk(director: Director) -> None:
         director.now = start + float(director.rng.uniform(0.6, 1.2))
         at = director.now
         director.talk()
-        director.expect("goes on", **{"from": at, "to": min(director.now, over - 1.0)})
+        director.expect("goes on", reason="side talk", **{"from": at, "to": min(director.now, over - 1.0)})
     director.now = max(director.now, over)
 
 
@@ -298,7 +298,7 @@ def cue(director: Director) -> None:
     while (time := time + float(director.rng.uniform(*_BETWEEN_CUES_S))) < director.limit - _CUE_S[1] - 0.5:
         end = time + float(director.rng.uniform(*_CUE_S))
         director.motions.append(scenes.Repetitions((time,), (end,)))
-        director.expect("timer", at=time, words=["beep"])
+        director.expect("cue", at=time, words=["beep"])
         director.say("beep", director.heard_at(time, _SEEN_S))
         time = end
     director.now = director.limit
@@ -315,7 +315,7 @@ def shadow(director: Director) -> None:
         clip = clips[int(director.rng.integers(len(clips)))]
         end, said = director.user(clip, start), clip.text
         if i < digits - 1:  # of the last one the model cannot say it while the user speaks
-            director.expect("timer", at=end, words=[said])
+            director.expect("cue", at=end, words=[said])
         _say_over(director, said, director.heard_at(end))
         start = end + float(director.rng.uniform(*_BETWEEN_DIGITS_S))
     stop = director.user(_pick(director, "stop"), director.now + float(director.rng.uniform(0.3, 0.8)))

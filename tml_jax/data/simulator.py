@@ -1,8 +1,8 @@
 """Simulated conversations: a pure function of (seed, split, index), from a speech bank and rendered scenes.
 
 Each conversation chains exchanges of one user until its time is up, and carries `expectations`: plain dicts that
-say what a good model does, in seconds of session time (kinds: answer, silent, timer, stop, goes on, count,
-delegate, result), so that evaluation needs nothing else.
+say what a good model does, in seconds of session time (kinds: answer, silent, timer, cue, stop, goes on,
+count, delegate, result), so that evaluation needs nothing else.
 """
 
 import numpy as np

@@ -64,6 +64,14 @@ def _timer(expected: dict[str, Any], done: Behaviour, next_s: float) -> Verdict 
     return Verdict("timer", off is not None and off <= TIMER_TOLERANCE_S, off, said=around)
 
 
+def _cue(expected: dict[str, Any], done: Behaviour, next_s: float) -> Verdict | None:
+    del next_s
+    at, word = expected["at"], expected["words"][0]
+    off = min((time - at for time, said in done.words if said == word and time >= at), default=None)
+    said = tuple(done.words_in(at, at + 1.0))
+    return Verdict("cue", off is not None and off <= IN_TIME_S, off, said=said)
+
+
 def _stop(expected: dict[str, Any], done: Behaviour, next_s: float) -> Verdict | None:
     after, until = expected["after"], min(expected["until"], next_s)  # what it says to the next request is no failure
     if until <= after + IN_TIME_S or not done.heard_in(after - 0.4, after):
@@ -109,6 +117,7 @@ _JUDGES: dict[str, Callable[[dict[str, Any], Behaviour, float], Verdict | None]]
     "result": _result,
     "silent": _silent,
     "timer": _timer,
+    "cue": _cue,
     "stop": _stop,
     "count": _count,
     "delegate": _delegate,

@@ -16,6 +16,7 @@ _SILENT_WHEN = {
     "stopped": "after “stop”: no more beeps",
     "timer called off": "after “stop”: no “now”",
 }
+_GOES_ON_WHEN = {"backchannel": "after “yeah”", "side talk": "while people talk to each other"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +85,14 @@ def _expected(expected: dict[str, Any]) -> str:
             return f"says the result {_quote(expected['words'])}"
         case "timer":
             return f"says {_quote(expected['words'])} on time"
+        case "cue":
+            return f"says {_quote(expected['words'])} at once"
         case "count":
             return f"counts {expected['total']} repetitions aloud"
         case "delegate":
             return f"asks in the background: {_quote(expected['query'].split())}"
         case "goes on":
-            return "goes on after “yeah”"
+            return f"goes on {_GOES_ON_WHEN[expected.get('reason', 'backchannel')]}"
         case "stop":
             return "falls silent at once"
         case _:
@@ -102,7 +105,7 @@ def _happened(expected: dict[str, Any], verdict: metrics.Verdict) -> str:
     match expected["kind"]:
         case "silent":
             return "silent" if verdict.good else f"was heard {said}".strip()
-        case "timer":
+        case "timer" | "cue":
             return f"{late} off" if late else f"never, but {said}" if said else "never"
         case "stop":
             return f"silent after {late}" if verdict.good else f"still heard after {late} {said}".strip()

@@ -28,7 +28,7 @@ from tml_jax.eval.metrics import Verdict, judge_each
 from tml_jax.eval.recorded import Recorded
 from tml_jax.wire.behaviour import date_results
 
-_NEED_WORDS = frozenset({"timer", "count"})  # expectations that nothing but words can meet
+_NEED_WORDS = frozenset({"timer", "cue", "count"})  # expectations that nothing but words can meet
 _NOT_MEANT = frozenset({"quiet", "talk", "goes_on"})
 _NOBODY_ASKS = frozenset({"hesitation", "quiet", "talk", "not_asked", "stopped", "timer_called_off"})
 _REQUESTS = frozenset({"answer", "delegate"})

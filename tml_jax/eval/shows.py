@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tml_jax.eval import bootstrap, panel, report
 from tml_jax.eval.bootstrap import Figure, Hidden
 from tml_jax.eval.hearing import Ear, Misheard
-from tml_jax.eval.metrics import IN_TIME_S, Verdict, met
+from tml_jax.eval.metrics import Verdict, met
 from tml_jax.eval.overheard import starts
 from tml_jax.eval.recorded import Chunk, Recorded
 from tml_jax.eval.simulated import LOADS
@@ -22,7 +22,6 @@ from tml_jax.wire.behaviour import Behaviour
 MOST_HEARD = 300  # utterances that the outside recogniser is given
 _YIELD_S = 0.4
 _COUNT_S = 0.4
-_CUE_S = 0.6
 _CUE_LASTS_S = 1.6  # speech that begins so long after a cue is no false alarm
 _PEOPLE = ("recorded", "fsdd")
 _NEURAL = ("kokoro", "piper")
@@ -198,7 +197,7 @@ def _false_alarms(cases: Cases) -> Figure:
     watched = [case for case in cases if case.place == "smoke/cue"]
     alarms = []
     for case in watched:
-        cues = [e["at"] for e, _ in case.judged if e["kind"] == "timer"]
+        cues = [e["at"] for e, _ in case.judged if e["kind"] == "cue"]
         alarms.append(sum(not any(0 <= t - cue <= _CUE_LASTS_S for cue in cues) for t in starts(case.done.sound)))
     return bootstrap.ratio(alarms, [case.minutes for case in watched])
 
@@ -284,7 +283,7 @@ ROWS = (
     Row("each number within 0.4 s of its repetition", _counted_on_time, "needs `smoke`"),
     Row(
         "visual cue: said within 0.6 s",
-        _share(_within(_CUE_S), "timer", "smoke/cue"),
+        _share(_good, "cue", "smoke/cue"),
         "needs `smoke`",
         0.9,
         note=_TYPED,
@@ -296,7 +295,7 @@ ROWS = (
     Row("keeps the floor: side talk", _share(_good, "goes on", "smoke/side_talk"), "needs `smoke`", 0.9),
     Row(
         "shadowing: digits right while the user speaks",
-        _share(_within(IN_TIME_S), "timer", "smoke/shadow"),
+        _share(_good, "cue", "smoke/shadow"),
         "needs `smoke`",
         0.85,
         note=_TYPED,
