@@ -107,6 +107,11 @@ def test_errors_of_a_saved_model_are_one_sentence(params, tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text": {"width": 3}}))
     with pytest.raises(ValueError, match="unknown fields"):
         store.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "inkling", "text_config": {}}))
+    with pytest.raises(
+        ValueError, match=r"has the published layout: `launch.convert --layout=saved` makes a model of it"
+    ):
+        store.load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()))
     (tmp_path / "model.safetensors").write_bytes(b"\x10" * 100)
     with pytest.raises(ValueError, match="not a readable safetensors file"):

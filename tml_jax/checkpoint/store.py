@@ -286,12 +286,15 @@ def read_config(directory: pathlib.Path) -> InteractionConfig:
     """Reads a saved model's ``config.json``.
 
     Raises:
-      ValueError: there is none, or it holds something else.
+      ValueError: there is none, or it holds something else, such as the config of a published model.
     """
     if not (directory / CONFIG_FILE).is_file():
         raise ValueError(f"{directory} holds no model: it has no {CONFIG_FILE}.")
+    found = read_json(directory / CONFIG_FILE)
+    if "model_type" in found:
+        raise ValueError(f"{directory} has the published layout: `launch.convert --layout=saved` makes a model of it.")
     try:
-        return InteractionConfig.from_json(read_json(directory / CONFIG_FILE))
+        return InteractionConfig.from_json(found)
     except TypeError as error:
         raise ValueError(f"{directory / CONFIG_FILE} is not the config of an interaction model ({error}).") from error
 
