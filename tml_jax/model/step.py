@@ -29,6 +29,9 @@ class _Written:
     heard: Array
 
 
+NAMED_LOGIT = 0.85
+"""A user's word is named from 3 in 10 on: for a transcript one too many is no worse than one that is missing."""
+
 _Carry = tuple[Array, Array, StreamState, MicroTurnOutput]
 """The output slot that is next, the sessions that go on writing, the conversations, and what is written so far."""
 
@@ -89,7 +92,8 @@ def _write(
     """Decides the token, then draws the mel patch that goes with it."""
     with jax.named_scope("decide"):
         token = jnp.argmax(net.logits(hidden), axis=-1).astype(jnp.int32)
-        heard = jnp.argmax(net.heard_logits(hidden), axis=-1).astype(jnp.int32)
+        heard_logits = net.heard_logits(hidden).at[..., control.nothing].add(-NAMED_LOGIT)
+        heard = jnp.argmax(heard_logits, axis=-1).astype(jnp.int32)
         closes = (token == control.listen) | (token == control.delegate) | (token == control.end)
         speaking = writing & ~closes
     with jax.named_scope("speak"):

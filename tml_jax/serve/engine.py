@@ -370,7 +370,7 @@ class Engine:
                     tokens=outputs.tokens[i, :count],
                     speaking=bool(outputs.speaking[i]),
                     mel=outputs.mel[i],
-                    heard=outputs.heard[i],
+                    heard=outputs.heard[i, :count],
                     block=block,
                     step_ms=elapsed * 1000,
                     missed=missed,

@@ -47,6 +47,32 @@ class _Text:
         self._since = state["since"]
 
 
+class _Heard(_Text):
+    """The same of what is heard, where a word that begins again at once is the same one, named in two micro-turns."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._last: int | None = None
+
+    def push(self, tokens: Iterable[tuple[int, int, int]]) -> Piece | None:
+        """As `_Text.push`, of one micro-turn after the other."""
+        new = []
+        for piece in tokens:
+            again = piece[0] == self._last and self._tokenizer.decode([piece[0]]).startswith(" ")
+            new += [] if again else [piece]
+            self._last = piece[0]
+        return super().push(new)
+
+    def state(self) -> dict[str, Any]:
+        """All that it remembers."""
+        return super().state() | {"last": self._last}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Goes on where another one was."""
+        super().go_on(state)
+        self._last = state["last"]
+
+
 class _Speech:
     """Counts the stretches of the model's speech, and tells which of them the user cut short.
 
@@ -89,7 +115,7 @@ class Outlet:
     def __init__(self, spec: StreamSpec, tokenizer: Tokenizer) -> None:
         """Makes the outlet of a session that begins."""
         self._spec, self._tokenizer, self._control = spec, tokenizer, tokenizer.control
-        self._said, self._heard, self._speech = _Text(tokenizer), _Text(tokenizer), _Speech()
+        self._said, self._heard, self._speech = _Text(tokenizer), _Heard(tokenizer), _Speech()
         self._vocoder = Vocoder(spec)
 
     @property
