@@ -113,7 +113,7 @@ class Holding:
 def engine(bundle) -> Iterator[Engine]:
     """One for all servers of this file, which find nothing of each other's sessions in it."""
     engine = Engine(bundle, 4, faster_than_real_time=True)
-    engine.start()
+    engine.start(identify=True)
     yield engine
     assert engine.stats().compilations_after_warmup == 0
     engine.stop()

@@ -5,7 +5,7 @@ import collections
 import contextlib
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -47,6 +47,10 @@ class ResumingChannel:
     def current(self) -> grpc.aio.Channel:
         """The channel to the server that was reached last."""
         return self._channels[self._first]
+
+    def all_in(self, channels: Collection[grpc.aio.Channel]) -> bool:
+        """Whether no server is left but these."""
+        return all(channel in channels for channel in self._channels)
 
     def next(self) -> grpc.aio.Channel:
         """The one to the next server."""
@@ -144,15 +148,20 @@ class ResumingCall:
           grpc.aio.AioRpcError: the server refused or ended the session, or it could not be resumed in time.
         """
         deadline, wait_s = time.monotonic() + self._within_s, FIRST_WAIT_S
+        unfit = set[grpc.aio.Channel]()  # to servers that have another model, say
         while not self._over:
             try:
                 async for message in self._once():
                     deadline, wait_s = time.monotonic() + self._within_s, FIRST_WAIT_S
+                    unfit.clear()
                     yield message
                 return
             except grpc.aio.AioRpcError as error:
                 full = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not self._begun
-                passes = (self._token and full) or _passes(error)
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION and not self._begun:
+                    unfit.add(self._channel.current)
+                elsewhere = self._channel.current in unfit and not self._channel.all_in(unfit)
+                passes = (self._token and (full or elsewhere)) or _passes(error)
                 if self._over or not passes or time.monotonic() > deadline:
                     raise
                 logging.info("The connection has ended (%s), and the session is resumed.", error.details())

@@ -132,19 +132,19 @@ class LiveModel:
         """A row as arrays on the host."""
         return [np.asarray(leaf) for leaf in jax.device_get(jax.tree.leaves(row))]
 
-    def row_of_leaves(self, leaves: Sequence[np.ndarray]) -> Any:
-        """It, from these.
+    @property
+    def row_layout(self) -> dict[str, str]:
+        """A row's arrays, in order: path in the state -> such as "float32[8, 64]"."""
+        like = jax.tree_util.tree_leaves_with_path(self._abstract_state)
+        axes = jax.tree.leaves(self._slot_axis)
+        return {
+            jax.tree_util.keystr(path): _form(x.dtype, x.shape[:axis] + x.shape[axis + 1 :])
+            for (path, x), axis in zip(like, axes, strict=True)
+        }
 
-        Raises:
-          ValueError: they are of another model.
-        """
-        like = jax.tree.leaves(self._abstract_state)
-        wanted = [
-            (x.shape[:axis] + x.shape[axis + 1 :], x.dtype)
-            for x, axis in zip(like, jax.tree.leaves(self._slot_axis), strict=True)
-        ]
-        if [(leaf.shape, leaf.dtype) for leaf in leaves] != wanted:
-            raise ValueError("The state that was kept is of another model.")
+    def row_of_leaves(self, leaves: Sequence[np.ndarray]) -> Any:
+        """A row of these arrays, as `row_leaves` gave them, which are as `row_layout` says."""
+        assert [_form(leaf.dtype, leaf.shape) for leaf in leaves] == list(self.row_layout.values())
         return jax.tree.unflatten(jax.tree.structure(self._abstract_state), leaves)
 
     def _row_of(self, state: Any, mask: Any) -> Any:
@@ -229,6 +229,10 @@ class LiveModel:
         inputs = jax.tree.map(struct, rung.cut(empty_input(self.spec, (self.slots,))))
         keys = struct(np.zeros((self.slots, 2), np.uint32))
         return self._step.lower(params, self._abstract_state, inputs, keys)
+
+
+def _form(dtype: Any, shape: Sequence[int]) -> str:
+    return f"{np.dtype(dtype).name}{list(shape)}"
 
 
 def _rows(sharding: jax.sharding.Sharding, slots: int) -> dict[int, np.ndarray]:

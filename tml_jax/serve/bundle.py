@@ -1,11 +1,14 @@
 """What a server runs: a model, its weights, its tokenizer and the shape of its stream."""
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from tml_jax.executor.checksum import checksum
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import StepModel
 from tml_jax.streams.micro_turn import StreamSpec
@@ -21,6 +24,7 @@ class ModelBundle:
       tokenizer: a `streams.text.Tokenizer`, or what has its methods.
       spec: the shape of the stream.
       executor: where it runs; its weights lie there.
+      config: what else says how it computes: its sizes, its constants, its dtype.
     """
 
     name: str
@@ -29,6 +33,35 @@ class ModelBundle:
     tokenizer: Any
     spec: StreamSpec
     executor: Executor = dataclasses.field(default_factory=Executor)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def identity(self, state: Mapping[str, str]) -> dict[str, Any]:
+        """All that a conversation with it depends on, of plain values; `state` is how its states are laid out.
+
+        Two servers for which it is equal go on with each other's sessions, whatever the model is called there.
+        """
+        known = {
+            "stream": dataclasses.asdict(self.spec),
+            "config": dict(self.config),
+            "state": dict(state),
+            "tokenizer checksum": self.tokenizer.checksum,
+            "weights checksum": checksum(self.executor, self.params),
+        }
+        return json.loads(json.dumps(known))  # tuples are lists where they were kept
+
+
+def difference(there: Any, here: Any, name: str = "") -> str:
+    """The first thing in which two identities differ, in words; empty where none does."""
+    if isinstance(there, list) and isinstance(here, list):
+        there, here = dict(enumerate(there)), dict(enumerate(here))
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = (difference(there.get(key), here.get(key), f"{name} {key}") for key in there | here)
+        return next(filter(None, found), "")
+    return "" if there == here else f"{name.strip()} is {_word(there)} there and {_word(here)} here"
+
+
+def _word(value: Any) -> str:
+    return "not known" if value is None else str(value)[:60]
 
 
 def load_bundle(
@@ -58,4 +91,7 @@ def load_bundle(
     except Exception as error:  # any of the file formats' own errors: for the user they are one
         sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"The checkpoint at {checkpoint} cannot be read: {sentence}") from error
-    return ModelBundle(folder.name, InteractionModel(config, dtype), params, tokenizer, config.stream, executor)
+    known = config.to_json() | {"dtype": dtype.name, "int8": int8}
+    known.pop("stream")
+    model = InteractionModel(config, dtype)
+    return ModelBundle(folder.name, model, params, tokenizer, config.stream, executor, known)

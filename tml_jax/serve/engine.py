@@ -99,6 +99,7 @@ class Engine:
     """Steps `num_slots` sessions in one compiled program.
 
     Attributes:
+      identity: of the model, where `start` was asked for it; see `ModelBundle.identity`.
       watch: called after each step: live sessions, when it began (ns), its seconds, whether they were too many, and how
         many seconds after they were due its micro-turns were taken.
     """
@@ -135,14 +136,17 @@ class Engine:
         self._steps = self._misses = self._compiled = self._refused = 0
         self._counting = threading.Lock()
         self._next_tick = time.monotonic()
+        self.identity: dict[str, Any] = {}
         self.watch: Callable[[int, int, float, bool, Sequence[float]], None] = lambda *_: None
 
-    def start(self) -> None:
-        """Compiles everything that will ever run, then starts to tick."""
+    def start(self, *, identify: bool = False) -> None:
+        """Compiles everything that will ever run, then starts to tick; `identify` the model for sessions to be kept."""
         bundle = self.bundle
         self._model = LiveModel(bundle.executor, bundle.model, bundle.spec, self.num_slots)
         self._params = bundle.params
         self._state = self._model.warm_up(self._params)
+        if identify and self.parks:
+            self.identity = bundle.identity(self._model.row_layout)
         self._compiled = compilations.count
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
@@ -224,7 +228,7 @@ class Engine:
         return self._model.row_leaves(state)
 
     def row_of(self, arrays: list[np.ndarray]) -> Any:
-        """A conversation of such arrays, for `admit`. Raises ValueError where they are of another model."""
+        """A conversation of such arrays, for `admit`."""
         return self._model.row_of_leaves(arrays)
 
     def notify(self) -> None:

@@ -54,6 +54,10 @@ class HeldElsewhereError(RuntimeError):
         super().__init__("Another server runs this session: resume it there, or here in a while.")
 
 
+class NotHereError(RuntimeError):
+    """The session is kept, but not so that this server can go on with it."""
+
+
 class ToldTooLongAgoError(LookupError):
     """A resumed session would have to tell again what it keeps no more."""
 

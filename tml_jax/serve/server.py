@@ -102,7 +102,8 @@ class Server:
         """
         # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
         threadpoolctl.threadpool_limits(1, user_api="blas")
-        await asyncio.to_thread(self.engine.start)
+        keeps = self._settings.session_dir is not None
+        await asyncio.to_thread(lambda: self.engine.start(identify=keeps))
         await asyncio.to_thread(self._settings.session.mind.start)
         gc.collect()
         gc.freeze()  # the weights and programs stay; collections after this look at the sessions only

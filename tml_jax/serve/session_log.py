@@ -9,13 +9,14 @@ A session has a folder, named after it::
 All files are records of a length, a checksum and MessagePack. A record is written by one system call before anybody
 is told of what it holds, so that nothing is lost with the process; a last record that is cut off was never told of.
 Nothing is synced to the disk: what the machine had not written out is lost with the machine.
+
+Whatever else changes, a head is one such record, and its `format` says how the rest is written.
 """
 
 import contextlib
 import dataclasses
 import errno
 import fcntl
-import itertools
 import os
 import pathlib
 import shutil
@@ -28,10 +29,11 @@ from typing import Any, Self
 import msgpack
 import numpy as np
 
-from tml_jax.serve.errors import HeldElsewhereError, UnknownSessionError
+from tml_jax.serve.errors import HeldElsewhereError, NotHereError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.wire.events import Position
 
+FORMAT = 2  # one more whenever a field of what is kept is added, goes, or means something else
 _HEAD = struct.Struct("<II")
 _ARRAY = 1
 
@@ -124,7 +126,7 @@ class SessionLog:
         folder.mkdir(mode=0o700)
         lock = os.open(folder / "head", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, pack(head | {"every": every}))
+        os.write(lock, pack(head | {"format": FORMAT, "every": every}))
         return cls(folder, lock, every)
 
     @classmethod
@@ -134,40 +136,54 @@ class SessionLog:
         Raises:
           UnknownSessionError: there is no such session, or too little of it.
           HeldElsewhereError: a process runs it.
+          NotHereError: it is written otherwise than this can read, or damaged.
         """
+        log = cls.locked(folder)
+        try:
+            return log, log._read()
+        except BaseException:
+            log.close(forget=False)
+            raise
+
+    @classmethod
+    def locked(cls, folder: pathlib.Path) -> Self:
+        """What another process has left, however it is written: to be closed. Raises as `open`."""
         try:
             lock = os.open(folder / "head", os.O_RDONLY)
         except OSError:
             raise UnknownSessionError from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            log = cls(folder, lock, 1)
-            return log, log._read()
-        except BaseException as error:
+        except OSError as error:
             os.close(lock)
             if isinstance(error, BlockingIOError):
                 raise HeldElsewhereError from None
             raise
+        return cls(folder, lock, 1)
 
     def _read(self) -> Kept:
         head = read_head(self._folder)
+        check_format(head)
         newest, state, touched = 0, None, (self._folder / "head").stat().st_mtime
-        for path in sorted(self._folder.glob("*.state"), reverse=True):
+        saved = sorted(self._folder.glob("*.state"), reverse=True)
+        for path in saved:
             if states := unpack(path.read_bytes())[0]:
                 newest, state = int(path.stem), states[0]
                 break
+        damaged = bool(saved) and state is None
         blocks: list[Block] = []
         every = head["every"]
-        for number in itertools.count(newest):
+        last = max((int(path.stem) for path in self._folder.glob("*.log")), default=newest - 1)
+        for number in range(newest, last + 1):
             path = self._folder / f"{number:05d}.log"
-            if not path.exists():
+            records, size = unpack(path.read_bytes()) if path.exists() else ([], 0)
+            if damaged := damaged or (len(records) < every and number < last):  # what followed it was told of
                 break
-            records, size = unpack(path.read_bytes())
             touched = max(touched, path.stat().st_mtime)
             os.truncate(path, size)  # what was cut off
             blocks += [_block(fields, i + 1 == every) for i, fields in enumerate(records)]
-            if len(records) < every:
-                break
+        if damaged:
+            raise NotHereError("What is kept of this session is damaged, and nothing can go on with it.")
         self._every = every
         return Kept(head, newest * every, state, blocks, max(0.0, time.time() - touched))
 
@@ -226,10 +242,19 @@ def read_head(folder: pathlib.Path) -> dict[str, Any]:
     return heads[0]
 
 
+def check_format(head: dict[str, Any]) -> None:
+    """Raises NotHereError where what has this head is written otherwise than this version writes and reads it."""
+    if (found := head.get("format", 1)) != FORMAT:
+        raise NotHereError(
+            f"This session was kept in format {found} by another version of the server, and this one reads format "
+            f"{FORMAT} alone."
+        )
+
+
 def sweep(folder: pathlib.Path, older_than_s: float, since: float) -> None:
     """Removes sessions that no process runs and that nothing came of for so long, at least `since` that time."""
     for one in folder.iterdir() if folder.is_dir() else ():
         with contextlib.suppress(OSError, UnknownSessionError, HeldElsewhereError):
             touched = max((path.stat().st_mtime for path in one.iterdir()), default=0.0)
             if time.time() - max(touched, since) > older_than_s:
-                SessionLog.open(one)[0].close(forget=True)
+                SessionLog.locked(one).close(forget=True)

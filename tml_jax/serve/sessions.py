@@ -20,9 +20,17 @@ from collections.abc import Callable
 from typing import Any
 
 from tml_jax.serve import intake, session_log, watch
+from tml_jax.serve.bundle import difference
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
-from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
+from tml_jax.serve.errors import (
+    GoneError,
+    JournalError,
+    MovedError,
+    NotHereError,
+    TakenOverError,
+    UnknownSessionError,
+)
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.serve.session_input import Pools
 from tml_jax.serve.session_log import Kept, SessionLog
@@ -71,7 +79,6 @@ class Session(SessionOutput):
         Raises:
           ServerFullError, BusyError: there is no slot.
           JournalError: the journal cannot be written.
-          ValueError: what is kept is of another model.
         """
         keep_ms = (None if engine.unpaced else settings.keep_ms) if token else 0
         super().__init__(config, engine, journal, pools, settings, log, keep_ms)
@@ -323,10 +330,6 @@ class Sessions:
         """Sessions that wait for their clients."""
         return sum(session.parked for session in self._live)
 
-    @property
-    def _model(self) -> str:
-        return f"{self.engine.bundle.name} {self.engine.bundle.spec}"
-
     def open(self, config: SessionConfig, *, resumable: bool = False) -> Session:
         """A new session; `resumable` where the engine can put conversations into slots.
 
@@ -343,7 +346,9 @@ class Sessions:
     def _log_for(self, session_id: str, token: str, config: SessionConfig) -> SessionLog | None:
         if self._session_dir is None:
             return None
-        head = {"digest": _digest(token), "config": config.to_plain(), "model": self._model}
+        assert self.engine.identity, "whose model nobody knows again"
+        head = {"digest": _digest(token), "config": config.to_plain()}
+        head |= {"name": self.engine.bundle.name, "identity": self.engine.identity}
         try:
             return SessionLog.create(self._session_dir / session_id, head, self.settings.snapshot_turns)
         except OSError as error:
@@ -388,7 +393,7 @@ class Sessions:
           UnknownSessionError: there is none.
           HeldElsewhereError: another process runs it.
           ServerFullError, BusyError: there is no slot.
-          JournalError: its model is not this one.
+          NotHereError: it was kept by a server of another version, or with another model, or is damaged.
         """
         session_id, _, _ = token.partition(".")
         session = self._resumable.get(session_id)
@@ -406,8 +411,10 @@ class Sessions:
         head = await asyncio.to_thread(session_log.read_head, folder)
         if not hmac.compare_digest(head["digest"], _digest(token)):
             raise UnknownSessionError
-        if head["model"] != self._model:
-            raise JournalError("This server has another model than the one that the session is held with.")
+        session_log.check_format(head)
+        if differs := difference(head["identity"], self.engine.identity):
+            here = f"not with {self.engine.bundle.name} as this server has it: {differs}"
+            raise NotHereError(f"This session is held with the model {head['name']}, and {here}.")
         log, kept = await asyncio.to_thread(SessionLog.open, folder)
         return self._add(session_id, SessionConfig.of_plain(head["config"]), token, log, kept)
 

@@ -7,6 +7,7 @@ first unused rows of the model's embedding, so that no file and no weight change
 
 import codecs
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterable
@@ -73,6 +74,7 @@ class Tokenizer:
       path: the file it was read from.
       vocab_size: rows that the tokenizer uses, up to its highest id; the model's embedding has more.
       control: ids of the control tokens.
+      checksum: of what its tokens mean.
     """
 
     def __init__(self, path: str | os.PathLike[str], base: int | None = None) -> None:
@@ -103,6 +105,7 @@ class Tokenizer:
         if base is not None and base < self.vocab_size:
             raise ValueError(f"base={base} would overwrite the tokenizer's {self.vocab_size} rows.")
         self.control = ControlTokens(self.vocab_size if base is None else base)
+        self.checksum = hashlib.sha256(f"{self.control.base} {text}".encode()).hexdigest()[:16]
         self._special = frozenset(i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
 
     def same_tokens(self, other: "Tokenizer") -> bool:

@@ -21,6 +21,7 @@ _CLOSES = {  # what the socket closes with: nobody should try again at once, or 
     grpc.StatusCode.INVALID_ARGUMENT: 1008,
     grpc.StatusCode.NOT_FOUND: 1008,
     grpc.StatusCode.OUT_OF_RANGE: 1008,
+    grpc.StatusCode.FAILED_PRECONDITION: 1008,
     grpc.StatusCode.ABORTED: 1008,
     grpc.StatusCode.DEADLINE_EXCEEDED: 1008,
     grpc.StatusCode.RESOURCE_EXHAUSTED: 1013,
