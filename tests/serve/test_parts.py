@@ -101,6 +101,22 @@ def test_channels_are_averaged_and_floats_are_read() -> None:
     assert integers.push((stereo * 32768).astype("<i2").tobytes()) == pytest.approx([0.2, 0.5], abs=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_sound_that_is_not_finite_is_refused_before_it_is_computed_with(channels: int) -> None:
+    form = intake.SoundFormat(16_000, channels, intake.SampleFormat.F32LE)
+    signalling = np.uint32(0x7F80_0001).view(np.float32)
+    for bad in ([np.nan], [signalling], [np.inf, -np.inf]):
+        samples = np.full((320, channels), 0.5, np.float32)
+        samples[-1, -len(bad) :] = bad[-channels:]
+        one = intake.SoundIntake(form, SPEC)
+        with pytest.raises(intake.BadInputError, match="An audio chunk holds samples that are not finite numbers"):
+            one.push(samples.tobytes())
+        assert one.received == 0
+    loudest = np.full((320, channels), np.finfo(np.float32).max)
+    assert intake.SoundIntake(form, SPEC).push(loudest.tobytes()).tolist() == [1.0] * 320
+
+
 def _micro_turns(inbox: Inbox, count: int) -> list[list[int]]:
     texts = []
     for _ in range(count):

@@ -139,9 +139,9 @@ class SoundIntake:
         if dtype.kind == "i":
             mono = samples.astype(np.float32).mean(axis=1) / 32768
         else:
-            mono = samples.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(mono).all():
+            if not np.isfinite(samples).all():  # before anything is computed with them
                 raise BadInputError("An audio chunk holds samples that are not finite numbers.")
+            mono = samples.mean(axis=1, dtype=np.float64)  # in which no sum of them overflows
         self.received += len(mono)
         silence, self._silence = self._silence, self._silence[:0]
         return np.concatenate([silence, self._new(self._resampler.push(np.clip(mono, -1, 1).astype(np.float32)))])
