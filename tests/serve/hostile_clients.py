@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ class Doors:
 
     grpc_port: int
     web_port: int
+    tls: ssl.SSLContext | None = None
 
 
 @dataclasses.dataclass
@@ -133,7 +135,7 @@ HANDSHAKE = {
 @contextlib.asynccontextmanager
 async def opened(doors: Doors, path: str, key: str = KEY, **headers: str) -> AsyncIterator[Socket]:
     """A WebSocket at a path; where it was refused its `status` is not 101, and `body` says why."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", doors.web_port, limit=1 << 24)
+    reader, writer = await asyncio.open_connection("127.0.0.1", doors.web_port, limit=1 << 24, ssl=doors.tls)
     sent = {"Host": f"127.0.0.1:{doors.web_port}", "Authorization": f"Bearer {key}"} | HANDSHAKE | headers
     one = Socket(reader, writer)
     try:
