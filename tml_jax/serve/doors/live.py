@@ -7,6 +7,7 @@ fragments with their times, and there are no turns to begin, end or cut. ``docs/
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ CLOSE_S = 4.5  # clients wait for 5 s
 FED_S, LINGER_MS = 1.0, 1500  # parts of it: what is heard already is still read, what is being said still said
 MAX_APPEND = 500  # tokens
 FRAME_MS, USAGE_MS = 100, 15_000
+FADE_MS = 10  # in which sound that the user cut short goes to nothing
 MAX_REFLECTED = 256  # appends that wait for a watcher; then the oldest are lost to it
 _ELSEWHERE = {
     "session.output_audio.fixture.play": "plays no fixtures",
@@ -51,14 +53,29 @@ class LiveTelling(Telling):
         super().__init__(stream)
         self._config, self._timed = config, timed
         self._encoder = AudioEncoder(AudioFormat() if timed else config.format, stream.sample_rate)
+        self._stale = 0  # the last epoch that the user cut short
         self.delegations: dict[str, int | None] = {}
 
     def usage(self) -> dict[str, Any]:
         """Seconds of the session so far."""
         return {"seconds": self.now_ms / 1000}
 
+    def translate(self, event: events.Event, last: bool) -> Messages:
+        """Speech that the user has cut short fades, since clients could not tell it from what follows."""
+        if isinstance(event, events.Sound) and 0 < event.epoch <= self._stale:
+            event = dataclasses.replace(event, samples=self._faded(event.samples))
+        return super().translate(event, last)
+
+    def _faded(self, samples: np.ndarray) -> np.ndarray:
+        fade, faded = self._stream.sample_rate * FADE_MS // 1000, np.zeros_like(samples)
+        faded[:fade] = samples[:fade] * np.linspace(1, 0, fade, dtype=samples.dtype)
+        return faded
+
     def turn(self, event: events.Turn) -> Messages:
-        """A delegation to the client, the usage from time to time."""
+        """That the user has cut the model short, a delegation to the client, the usage from time to time."""
+        if event.yielded:
+            self._stale = event.yielded
+            yield {"type": "info", "code": "output_audio_interrupted", "message": _STALE, "offset_ms": self.now_ms}
         if event.decision is events.Decision.DELEGATE and not self._config.background:
             yield self._delegation("client", f"delegation_{event.turn}")
         if self.now_ms // USAGE_MS > event.turn * self._stream.micro_turn_ms // USAGE_MS:
@@ -117,6 +134,7 @@ class LiveTelling(Telling):
         return {"type": "session.delegation.created", "delegation": delegation, "offset_ms": self.now_ms}
 
 
+_STALE = "The user has cut the model short: output audio that came before this and is not played yet is stale."
 _NO_TOKENS = {
     "input_tokens": 0,
     "input_tokens_details": {"cached_tokens": 0},
