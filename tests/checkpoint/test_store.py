@@ -1,8 +1,10 @@
 """Saved models and training checkpoints: what is written is read back, and what is damaged is named."""
 
 import dataclasses
+import errno
 import functools
 import json
+import shutil
 import threading
 
 import jax
@@ -242,3 +244,39 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         writing.set()
     with store.TrainCheckpoints(tmp_path) as checkpoints:
         assert not checkpoints.restore({"x": x}, step=1).state["x"].any() and x[0] == 3
+
+
+def test_a_copy_of_a_checkpoint_is_one(tmp_path):
+    """Public case P25: a copy is whole without whatever a file system marks it by, and nothing of it is deleted."""
+    with store.TrainCheckpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save(3, {"x": jnp.arange(3)}, {"at": 7})
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with store.TrainCheckpoints(tmp_path / "copy") as checkpoints:
+        restored = checkpoints.restore({"x": jnp.zeros(3, jnp.int32)})
+    assert (restored.step, restored.state["x"].tolist(), restored.data) == (3, [0, 1, 2], {"at": 7})
+    assert (tmp_path / "copy" / "checkpoints" / "3").is_dir()
+
+
+@pytest.mark.parametrize("then", ["save", "finish", "close"])
+def test_a_save_that_fails_is_not_silent_and_costs_nothing_else(tmp_path, monkeypatch, then):
+    """Public case P25: a disk that is full while a checkpoint is written behind the run's back."""
+
+    async def full(self, *arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    state = {"x": jnp.arange(3)}
+    (tmp_path / "notes.txt").write_text("mine")
+    with store.TrainCheckpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    checkpoints = store.TrainCheckpoints(tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            checkpoints.save(2, state)
+            {"save": lambda: checkpoints.save(3, state), "finish": checkpoints.finish, "close": checkpoints.close}[
+                then
+            ]()
+    with store.TrainCheckpoints(tmp_path) as again:
+        assert again.latest() == 1
+        assert again.restore(state).state["x"].tolist() == [0, 1, 2]
+    assert (tmp_path / "notes.txt").read_text() == "mine"

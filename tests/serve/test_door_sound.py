@@ -1,16 +1,21 @@
 """Sound as OpenAI's protocols write it."""
 
 import base64
+import json
+from collections.abc import Iterable
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
 
+from tests.serve.conftest import bursts, start_web
 from tests.serve.fakes import SPEC
 from tml_jax.serve import intake
 from tml_jax.serve.doors import protocol
 from tml_jax.serve.doors.audio import AudioEncoder, AudioFormat
+from tml_jax.serve.server import ServerSettings
 from tml_jax.streams.sound import resample
 from tml_jax.wire.pcm import from_pcm
 
@@ -77,3 +82,41 @@ def test_sound_that_comes_in_pieces_is_the_whole_to_the_model(form: AudioFormat)
 def test_audio_that_is_none_is_named(data: bytes, sentence: str) -> None:
     with pytest.raises(intake.BadInputError, match=sentence):
         AudioFormat().decode(base64.b64encode(data).decode())
+
+
+@pytest.mark.parametrize("door", ["live/sessions", "realtime"])
+def test_pieces_that_are_refused_shift_nothing_and_pieces_may_have_any_length(bundle, run, door: str) -> None:
+    """Public case P8: 1,323 bytes, none at all, 10 ms, and 5 s at once: the model hears what is whole, to the bit."""
+    rate = 24_000
+    pcm = bursts(8.0, seed=4, rate=rate).pcm().tobytes()
+    ms = rate * 2 // 1000
+    small = [pcm[at : at + 10 * ms] for at in range(0, 3000 * ms, 10 * ms)]
+    kind = "input_audio_buffer.append" if door == "realtime" else "session.input_audio.append"
+    said = "response.output_audio_transcript.delta" if door == "realtime" else "session.output_transcript.delta"
+
+    async def talk(pieces: Iterable[bytes]) -> tuple[list[str], list[str]]:
+        words, errors = list[str](), list[str]()
+        settings = ServerSettings(http_address="127.0.0.1:0", faster_than_real_time=True)
+        async with (
+            start_web(bundle, settings) as server,
+            connect(f"{server.base_url.replace('http', 'ws')}/{door}", max_size=None) as socket,
+        ):
+            if door != "realtime":
+                await socket.send(json.dumps({"type": "session.start", "session": {"model": "m"}}))
+            for piece in pieces:
+                await socket.send(json.dumps({"type": kind, "audio": base64.b64encode(piece).decode()}))
+            while len(words) < 7:
+                event = json.loads(await socket.recv())
+                words += [event["delta"]] if event["type"] == said else []
+                errors += [event["error"]["message"]] if event["type"] == "error" else []
+        return words, errors
+
+    async def scenario() -> tuple[tuple[list[str], list[str]], ...]:
+        whole = [pcm[at : at + 1000 * ms] for at in range(0, len(pcm), 1000 * ms)]
+        odd = [*small[:50], pcm[:1323], *small[50:], b"", pcm[3000 * ms :]]
+        return await talk(whole), await talk(odd)
+
+    (wanted, none), (heard, errors) = run(scenario())
+    assert not none and len(set(wanted)) > 2
+    assert heard == wanted
+    assert ["whole number" in errors[0], "empty" in errors[1], len(errors)] == [True, True, 2]
