@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,15 @@ class Pools:
         self.decoder.close()
 
 
+def _keep(log: SessionLog | None, turn: int, block: Block) -> bool:
+    if log is None:
+        return False
+    try:
+        return log.append(turn, block)
+    except OSError as error:
+        raise JournalError(f"What this session is kept in cannot be written: {error.strerror}.") from error
+
+
 class SessionInput:
     """The input half of a `Session`. Made and used on the event loop."""
 
@@ -53,7 +63,7 @@ class SessionInput:
         self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
         self._control = self._tokenizer.control
         self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
-        self._inbox = Inbox(self._spec, self._control.tick, engine.notify, self._keep)
+        self._inbox = Inbox(self._spec, self._control.tick, engine.notify, functools.partial(_keep, log))
         self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
         self._hear_from(None)
         self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
@@ -251,14 +261,6 @@ class SessionInput:
         self._inbox.put_text((), *self._reported(), Note("remembered", text))
 
     # Inside.
-
-    def _keep(self, turn: int, block: Block) -> bool:
-        if self._log is None:
-            return False
-        try:
-            return self._log.append(turn, block)
-        except OSError as error:
-            raise JournalError(f"What this session is kept in cannot be written: {error.strerror}.") from error
 
     async def _work(  # noqa: ANN202
         self, function: Callable[..., Any], *arguments: object, pool: concurrent.futures.Executor | None = None

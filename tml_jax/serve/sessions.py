@@ -99,8 +99,8 @@ class Session(SessionOutput):
             if isinstance(error, OSError):
                 raise JournalError(f"The journal of this session cannot be written: {error.strerror}.") from error
             raise
-        self._watcher = asyncio.create_task(self._watch())
-        self._pump = asyncio.create_task(self._tell())
+        self._watcher: asyncio.Task[None] | None = asyncio.create_task(self._watch())
+        self._pump: asyncio.Task[None] | None = asyncio.create_task(self._tell())
 
     def _begin(self) -> None:
         self._write_head()
@@ -254,6 +254,7 @@ class Session(SessionOutput):
         for task in (self._watcher, self._pump, self._parked):
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
+        self._watcher = self._pump = self._parked = None  # they would hold it, by the frames that their ends passed
         if self._expiry is not None:
             self._expiry.cancel()
         self._actor.close()

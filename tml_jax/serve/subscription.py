@@ -64,6 +64,11 @@ class Subscription:
             self.over.set()
             self._news.set()
 
+    def forget(self) -> None:
+        """Its reader has gone: the error that it was told, which the session keeps, holds none of its frames."""
+        if self._error is not None:
+            self._error.__traceback__ = None
+
     def __aiter__(self) -> "Subscription":
         return self
 

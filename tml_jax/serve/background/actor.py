@@ -177,7 +177,10 @@ class BackgroundActor:
             self._report(TaskEvent(number, "failed", reason))
 
     def close(self) -> None:
-        """Drops everything; the session is over."""
+        """Drops everything, the session, too, which is over."""
+        self._say = self._remember = lambda _: None
+        self._report = lambda _: None
+        self._now = lambda: 0.0
         if self._running is not None:
             self._running[1].cancel()
         self._running = self._waiting = None

@@ -86,14 +86,13 @@ class Conversation:
                 await self._greet()
                 while self._session is None:
                     await self._read_one()
-            writer, over = asyncio.create_task(self._tell()), asyncio.create_task(self._told.over.wait())
-            tasks = [writer, over, asyncio.create_task(self._read()), asyncio.create_task(self._feed())]
-            await asyncio.wait((writer, over), return_when=asyncio.FIRST_COMPLETED, timeout=LIFETIME_S)
-            expired = not over.done() and not writer.done()
+            tasks += map(asyncio.create_task, (self._tell(), self._told.over.wait(), self._read(), self._feed()))
+            await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED, timeout=LIFETIME_S)
+            expired = not any(task.done() for task in tasks[:2])
             if expired:
                 self._leave(None)
             async with asyncio.timeout(UNREAD_S):
-                await writer
+                await tasks[0]
                 await self._farewell(expired)
                 await self._socket.close(1000)
         except (WebSocketDisconnect, GoneError):
@@ -114,8 +113,10 @@ class Conversation:
         finally:
             for task in tasks:
                 task.cancel()
+            tasks.clear()  # or they, their errors and this frame would hold each other
             if self._session is not None:
                 self._leave(GoneError("The client that opened this session has gone."))
+                self._told.forget()
 
     # What a protocol says of it.
 

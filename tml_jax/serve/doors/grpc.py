@@ -135,12 +135,21 @@ class GrpcDoor:
 
     async def converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
         """One conversation: a call of `Converse`, or what another door makes of its own connection."""
+        if status := await self._converse(requests, context):
+            await context.abort(*status)  # gRPC keeps the frames that this passes
+
+    async def _converse(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+    ) -> tuple[grpc.StatusCode, str] | None:
+        """It, to its end; with what status, where that was no good one."""
         try:
             session, told = await self._begin(requests)
         except tuple(_STATUS) as error:
-            await context.abort(_status(error), str(error))
-        if error := await self._serve(session, told, requests, context):
-            await context.abort(_status(error), _sentence(error))
+            return _status(error), str(error)
+        why = await self._serve(session, told, requests, context)
+        status = None if why is None else (_status(why), _sentence(why))
+        told.forget()
+        return status
 
     async def _serve(
         self,
@@ -175,6 +184,7 @@ class GrpcDoor:
             for task in (reader, writer, over):
                 task.cancel()
             session.leave(told)
+            del reader, writer  # or they, their errors and this frame would hold each other
         return None
 
     async def _begin(self, requests: AsyncIterator[bytes]) -> tuple[Session, Subscription]:
@@ -256,10 +266,9 @@ async def _write(told: Subscription, context: grpc.aio.ServicerContext) -> None:
 
 
 def _parse(message: bytes) -> Any:
-    try:
+    with contextlib.suppress(DecodeError):
         return protos.ConverseRequest.FromString(message)
-    except DecodeError as error:
-        raise intake.BadInputError(f"A message of {len(message)} bytes is no ConverseRequest.") from error
+    raise intake.BadInputError(f"A message of {len(message)} bytes is no ConverseRequest.")
 
 
 async def _take_all(session: Session, requests: Iterable[Any]) -> None:

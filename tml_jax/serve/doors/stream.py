@@ -80,3 +80,4 @@ async def serve(socket: WebSocket, converse: Callable[[AsyncIterator[bytes], Any
         gone.cancel()
         talk.cancel()
         await asyncio.gather(talk, return_exceptions=True)
+        del talk  # or it, its error and this frame would hold each other
