@@ -1,7 +1,7 @@
-"""The demo's conversation: every behaviour once, in three short scenes, drawn from held-out voices by a seed.
+"""The demo's conversation: every behaviour once, in five short scenes, drawn from held-out voices by a seed.
 
 A scene is a chain of the simulator's own scenarios, so that what is expected of the model comes from the same code as
-in training and in evaluation. What is fixed here is the order, and ranges that keep the whole within two minutes; who
+in training and in evaluation. What is fixed here is the order, and ranges that keep the whole within three minutes; who
 speaks, the numbers, the times and the motion are drawn. The user sits in a quiet room, close to the microphone.
 """
 
@@ -77,8 +77,18 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
         _Exchange(scenarios.watch),
         _Exchange(scenarios.count, {"repetitions": _any}),
     ),
+    "At once": (
+        _Exchange(scenarios.two_timers, {"timer": _number_between(3, 3, 12)}),
+        _Exchange(
+            scenarios.redirect,
+            {"count_to": _number_between(-1, 10, 20), "stop": lambda text: "stop" in text, "repeat": _any},
+        ),
+        _Exchange(scenarios.shadow, {"word": _any, "stop": lambda text: "stop" in text}),
+    ),
+    "Cue": (_Exchange(scenarios.cue),),
 }
-_FILMED = frozenset({"Sight"})
+_FILMED = frozenset({"Sight", "Cue"})
+_SECONDS = {"Cue": 16.0}  # of a scene whose exchange goes on as long as there is time; others end with theirs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +113,7 @@ def draw_scenes(bank: SpeechBank, spec: StreamSpec, seed: int) -> list[Scene]:
         rng = np.random.default_rng((seed, number))
         speaker = _draw_speaker(cast, name, rng, [scene.voice for scene in scenes])
         director = Director(rng, config, spec, cast, speaker)
-        director.limit = np.inf  # the scene is over when its exchanges are
+        director.limit = _SECONDS.get(name, np.inf)
         for exchange in exchanges:
             director.speaker = Speaker(speaker.name, [clip for family in exchange.clips(speaker) for clip in family])
             director.config = dataclasses.replace(config, behaviour=dataclasses.replace(_BEHAVIOUR, **exchange.habits))

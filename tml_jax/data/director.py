@@ -29,6 +29,7 @@ from tml_jax.streams.micro_turn import StreamSpec
 
 HOLDING = "okay"
 """What the model says until the background model's answer is there."""
+IDLE_S = 0.4
 
 
 class Director:
@@ -153,19 +154,19 @@ class Director:
         self.events[index] = speech.cut(time_s, self.spec.sample_rate)
 
     def delegate(self, query: str, after_s: float, result: str) -> float:
-        """The model delegates and says so, then the result, that alone where it comes at once; when it is over."""
+        """The model delegates, says so, and speaks the result when it comes; when that is over.
+
+        As a server does, it is given the result no sooner than when nobody has spoken for `IDLE_S`.
+        """
         micro_turn_s = self.spec.micro_turn_s
         turn = reaction_turn(after_s, self.config.behaviour.reaction, self.spec)
         time_s = (turn + 0.5) * micro_turn_s
         self.events.append(Delegate(time_s, query))
         self.expect("delegate", after=after_s, query=query)
-        back_s = time_s + float(self.rng.uniform(*self.config.behaviour.background_latency))
+        quiet_s = self.say(HOLDING, (turn + 2) * micro_turn_s) + IDLE_S
+        back_s = max(quiet_s, time_s + float(self.rng.uniform(*self.config.behaviour.background_latency)))
         self.events.append(BackgroundResult(back_s, result))
         start = (math.floor(back_s / micro_turn_s) + 1) * micro_turn_s
-        held_s = (turn + 2) * micro_turn_s
-        if held_s < start:
-            over = self.say(HOLDING, held_s)
-            start = max(start, math.ceil(over / micro_turn_s) * micro_turn_s)
         self.expect("result", at=back_s, words=result.split())
         return self.say(result, start)
 
