@@ -92,8 +92,9 @@ def _write(
     """Decides the token, then draws the mel patch that goes with it."""
     with jax.named_scope("decide"):
         token = jnp.argmax(net.logits(hidden), axis=-1).astype(jnp.int32)
-        heard_logits = net.heard_logits(hidden).at[..., control.nothing].add(-NAMED_LOGIT)
-        heard = jnp.argmax(heard_logits, axis=-1).astype(jnp.int32)
+        heard_logits = net.heard_logits(hidden)  # its vocabulary may be cut: no scatter into it
+        named = jnp.where(jnp.arange(heard_logits.shape[-1]) == control.nothing, NAMED_LOGIT, 0.0)
+        heard = jnp.argmax(heard_logits - named, axis=-1).astype(jnp.int32)
         closes = (token == control.listen) | (token == control.delegate) | (token == control.end)
         speaking = writing & ~closes
     with jax.named_scope("speak"):
