@@ -89,12 +89,12 @@ def test_the_samples_of_the_docs_hold_a_spoken_conversation(tmp_path: pathlib.Pa
             who = {"session.input": "user", "session.output": "assistant"}.get(who, who)
             said[who] = " ".join([*said[who].split(), *text.split()])  # clients cut turns where they like
         assert all(word in said["user"] for word in ("repeat", "six", "four", "please")), name
-        assert "six four" in said["assistant"], name
+        assert "seven eight" in said["assistant"], name
         assert "seven" in said["user"], name  # a small model mishears a word, or hears it twice, at times
         if "Realtime" in name:
-            assert "seven" in said["asks"], name
+            assert "four" in said["asks"], name
         if name.startswith("OpenAI") or "Realtime" in name:
-            assert "sixty three" in said["assistant"], name
+            assert "twenty four" in said["assistant"], name
         sound = np.frombuffer((tmp_path / f"{number}.json.pcm").read_bytes(), "<i2").astype(np.float32) / 32768
         level = np.sqrt(np.mean(sound[: len(sound) // 2400 * 2400].reshape(-1, 2400) ** 2, axis=1))
         assert (level > GATE).sum() >= 10, name

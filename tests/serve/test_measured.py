@@ -125,6 +125,7 @@ def test_all_of_a_server_is_one_table(serving, tmp_path: pathlib.Path) -> None:
 def test_what_a_server_refuses_leaves_the_rest_measured(serving, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "figures.json"
     status, told = measured(serving, 1, "--sessions=2", "--scenarios=quiet", f"--json={out}")
-    assert status == 1 and "launch.evaluate: full_duplex_bench: " in told and "Traceback" not in told
+    assert status == 1 and "launch.evaluate: full_duplex_bench: " in told
+    assert "launch/evaluate.py" not in told, "no traceback through the command; gRPC's poller may log one of its own"
     figures = json.loads(out.read_text())
     assert "smoke" in figures and "full_duplex_bench" not in figures

@@ -63,7 +63,7 @@ async def talk(base_url: str, form: AudioFormat, speech: np.ndarray) -> Heard:
                 case "session.delegation.created":
                     assert event.delegation.target == "client"
                     name = event.delegation.id
-                    await connection.session.commentary.append(content="sixty three", delegation_id=name)
+                    await connection.session.commentary.append(content="twenty four", delegation_id=name)
                 case "session.closed":
                     heard.usage_s, heard.reason = event.usage.seconds, event.reason
         assert speaking is not None
@@ -102,8 +102,8 @@ async def talk_in_turns(base_url: str, speech: np.ndarray) -> Heard:
                 case "response.output_audio_transcript.delta":
                     heard.model += event.delta
                 case "response.function_call_arguments.done":
-                    assert "seven" in json.loads(event.arguments)["question"]
-                    item: Any = {"type": "function_call_output", "call_id": event.call_id, "output": "sixty three"}
+                    assert "four" in json.loads(event.arguments)["question"]
+                    item: Any = {"type": "function_call_output", "call_id": event.call_id, "output": "twenty four"}
                     await connection.conversation.item.create(item=item)
                     await connection.response.create()
                 case "response.done":
@@ -118,12 +118,12 @@ def sentences(gap_s: float = 2.5, tail_s: float = 4.0) -> np.ndarray:
     bank = SpeechBank.load("checkpoints/speech_bank")
 
     def clip(text: str) -> Clip:
-        return bank.select(split="heldout", voice="kokoro/bm_george", text=text)[0]
+        return bank.select(split="heldout", voice="kokoro/bf_emma", text=text)[0]
 
     def silence(seconds: float) -> np.ndarray:
         return np.zeros(round(seconds * RATE), np.float32)
 
-    command, question = (bank.audio(clip(text)) for text in ("repeat six four please", "what is nine times seven"))
+    command, question = (bank.audio(clip(text)) for text in ("repeat seven eight please", "what is six times four"))
     speech = np.concatenate([silence(1.0), command, silence(gap_s), question, silence(tail_s)])
     return np.concatenate([speech, silence((-len(speech) % (RATE // 10)) / RATE)])
 
@@ -140,10 +140,10 @@ def test_openais_client_holds_a_spoken_conversation() -> None:
 
     *others, in_turns = asyncio.run(scenario())
     print(in_turns.user, "|", in_turns.model, in_turns.kinds)
-    assert "repeat six four please" in in_turns.user
-    assert "nine times seven" in in_turns.user
-    assert "six four" in in_turns.model
-    assert "sixty three" in in_turns.model
+    assert "repeat seven eight please" in in_turns.user
+    assert "six times four" in in_turns.user
+    assert "seven eight" in in_turns.model
+    assert "twenty four" in in_turns.model
     assert "error" not in in_turns.kinds
     turns = [kind for kind in in_turns.kinds if kind.endswith(("speech_started", "committed", "response.done"))]
     assert turns[:3] == ["input_audio_buffer.speech_started", "input_audio_buffer.committed", "response.done"]
@@ -156,10 +156,10 @@ def test_openais_client_holds_a_spoken_conversation() -> None:
         assert heard.kinds[-1] == "session.closed"
         assert "error" not in heard.kinds
         assert heard.reason == "close_requested"
-        assert "repeat six four please" in heard.user
-        assert "nine times seven" in heard.user
-        assert "six four" in heard.model
-        assert "sixty three" in heard.model
+        assert "repeat seven eight please" in heard.user
+        assert "six times four" in heard.user
+        assert "seven eight" in heard.model
+        assert "twenty four" in heard.model
         sound = np.concatenate(heard.sound)
         assert len(sound) == pytest.approx(heard.usage_s * form.rate), "there is sound for all of the session"
         assert heard.usage_s >= len(speech) / RATE

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 FRAME_S = 0.02
 LONGEST_S, TAIL_S = 25.0, 2.0  # silence after the last word: until the answer has come, and a while longer
-ANSWER = "sixty three"
+ANSWER = "twenty four"
 
 
 def _speech() -> tuple[bytes, int]:
