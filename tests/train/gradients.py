@@ -30,7 +30,8 @@ def experiment(windows):
     """The config itself, but for a batch of eight short windows, or a few longer ones with chunks in the loss."""
     config = load_experiment("configs/inkling_tiny.py")
     turns, tokens, loss_turns = (64, 128, 24) if windows else (12, 32, None)
-    data = dataclasses.replace(config.data, window_turns=turns, window_tokens=tokens, group=1)
+    shares = dataclasses.replace(config.data.shares, count=20.0)  # pictures have to matter, or only noise is compared
+    data = dataclasses.replace(config.data, shares=shares, window_turns=turns, window_tokens=tokens, group=1)
     train = dataclasses.replace(config.train, batch_size=windows or 8, loss_turns=loss_turns)
     return dataclasses.replace(config, data=data, train=train)
 
