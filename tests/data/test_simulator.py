@@ -73,7 +73,7 @@ def test_scenarios_keep_the_rules_of_time(simulators, name):
                 assert not any(expected["from"] + 0.2 < s.start_s < expected["to"] for s in speech)
             if expected["kind"] == "stop":
                 before = [s for s in speech if s.start_s < expected["after"]]
-                assert before[-1].start_s + len(before[-1].audio) / SPEC.sample_rate <= expected["after"] + 0.36
+                assert before[-1].start_s + len(before[-1].audio) / SPEC.sample_rate <= expected["after"] + 0.2 + 1e-4
 
 
 def test_hesitations_are_inside_requests(simulators):
@@ -142,6 +142,17 @@ def test_what_is_delegated_is_acknowledged_until_the_result_comes(simulators):
             )
             acknowledged += 1
     assert acknowledged > 20
+
+
+def test_only_training_hears_that_there_is_no_answer(simulators):
+    """What is expected of a held-out user's question is what a server's own background model says to it."""
+    unknown = {
+        split: sum(
+            e.text == "i do not know" for i in range(30) for e in one.conversation(i, "delegate").of(BackgroundResult)
+        )
+        for split, one in simulators.items()
+    }
+    assert unknown["train"] > 0 and unknown["heldout"] == 0
 
 
 def test_typed_requests_of_held_out_users_are_their_own(simulators):

@@ -1,5 +1,7 @@
 """What the model writes as words: every letter and space of it, whichever micro-turns its tokens fall into."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -35,7 +37,9 @@ def said(found: list[events.Event], kind: type) -> str:
 def test_the_pieces_are_the_text(bundle: ModelBundle, text: str, pause: int) -> None:
     found = told(bundle, text, pause)
     assert said(found, events.Words) == text
-    assert said(found, events.HeardWords) == text or not pause
+    tokens = bundle.tokenizer.encode(text)
+    again = any(a == b for a, b in itertools.pairwise(tokens))  # is heard once, where the second comes at once
+    assert said(found, events.HeardWords) == text or (again and not pause)
     assert all(event.text and event.start_ms < event.end_ms for event in found)
 
 

@@ -30,6 +30,7 @@ from tml_jax.streams.micro_turn import StreamSpec
 HOLDING = "okay"
 """What the model says until the background model's answer is there."""
 IDLE_S = 0.4
+"""How long nobody speaks before a server gives the model a result: two micro-turns."""
 
 
 class Director:
