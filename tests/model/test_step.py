@@ -1,5 +1,7 @@
 """How many output tokens a session writes in a micro-turn: each until its own block closes."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,3 +43,19 @@ def test_a_block_that_has_closed_writes_no_more_whatever_its_neighbours_do(monke
     # The last token waits for the next block; the tokens before it are in the caches.
     assert state.last_token.tolist() == [9, end, listen, 0]
     assert (state.length - state.length[2]).tolist()[:3] == [4, 2, 0] and state.length[3] == 0
+
+
+def test_a_word_of_the_user_is_named_from_three_in_ten_on():
+    """Where it is that word or none; what is said has no such bias."""
+    control = InteractionModel(tiny.config()).control
+    word, logits = 5, np.full((3, control.stop), -20.0, np.float32)
+    logits[:, control.nothing] = 0.0
+    logits[:, word] = np.log(np.array([0.25, 0.32, 0.6]) / np.array([0.75, 0.68, 0.4]))
+    net = types.SimpleNamespace(
+        logits=lambda hidden: jnp.asarray(logits),
+        heard_logits=lambda hidden: jnp.asarray(logits),
+        draw_mel=lambda hidden, token, previous, keys: previous,
+    )
+    one = step_module._write(net, control, jnp.zeros((3, 4)), jnp.zeros((3, 2, 4)), None, jnp.ones(3, bool))
+    assert one.heard.tolist() == [control.nothing, word, word]
+    assert one.token.tolist() == [control.nothing, control.nothing, word]
