@@ -13,7 +13,7 @@ _SILENT_WHEN = {
     "quiet": "when nothing is asked",
     "talk": "when people talk to each other",
     "not asked": "while something moves",
-    "stopped": "after “stop”: no more beeps",
+    "stopped": "after “stop”",
     "timer called off": "after “stop”: no “now”",
 }
 _GOES_ON_WHEN = {"backchannel": "after “yeah”", "side talk": "while people talk to each other"}
