@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from tml_jax.data.voices import Cast
 from tml_jax.serve.bundle import load_bundle
 from tml_jax.serve.server import ServerSettings
 from tml_jax.streams.micro_turn import StreamSpec
-from tml_jax.wire import events, protos
+from tml_jax.wire import events, messages, protos
+from tml_jax.wire.pcm import to_pcm
 
 RATE = 16_000
 QUIET = {
@@ -30,16 +32,22 @@ QUIET = {
 }
 
 
-def command(spec: StreamSpec, seed: int) -> tuple[np.ndarray, str]:
-    """A short one, of a voice that the model never heard, and what it should answer."""
+def directed(scenario: Callable[[Director], None], spec: StreamSpec, *seed: int) -> Director:
+    """What a voice that the model never heard asks for, in a quiet room, and what the model should do."""
     bank = SpeechBank.load("checkpoints/speech_bank")
     config = DataConfig(bank=str(bank.path), acoustics=CLEAN, behaviour=Behaviour(backchannel_share=0.0))
     cast = Cast(config, bank, "heldout")
+    rng = np.random.default_rng(seed)
+    director = Director(rng, config, spec, cast, cast.speakers[int(rng.integers(len(cast.speakers)))])
+    director.limit = np.inf
+    scenario(director)
+    return director
+
+
+def command(spec: StreamSpec, seed: int) -> tuple[np.ndarray, str]:
+    """A short one, and what the model should answer."""
     for number in itertools.count():
-        rng = np.random.default_rng((seed, number))
-        director = Director(rng, config, spec, cast, cast.speakers[int(rng.integers(len(cast.speakers)))])
-        director.limit = np.inf
-        scenarios.command(director)
+        director = directed(scenarios.command, spec, seed, number)
         if director.now < 8.0:
             break
     (answer,) = (event for event in director.events if isinstance(event, AssistantSpeech))
@@ -75,6 +83,35 @@ def test_a_command_after_a_long_silence_is_answered(run, quiet_s: int) -> None:
     assert (last < 2 * first).all()
 
 
+def test_time_goes_on_for_who_asks_for_beeps_and_then_sends_nothing_more(run) -> None:
+    """Public case P10, with the shipped model: a muted microphone that sends no zeros either."""
+    bundle = load_bundle("checkpoints/inkling_tiny")
+    director = directed(scenarios.beeper, bundle.spec, 0)
+    due = [one["at"] for one in director.expectations if one["kind"] == "timer"][:2]
+    asked_s = 2 * due[0] - due[1]
+    whole = user_sound(Conversation(director.now, tuple(director.events), True, "beeper"), bundle.spec)
+    sound = whole[: round(asked_s * RATE)]
+    config = protos.SessionConfig(sends_audio=True)
+
+    async def scenario() -> list[events.Event]:
+        told: list[events.Event] = []
+        async with start_web(bundle, ServerSettings(slots=1)) as server, client.connect(server.address) as channel:
+            call = protos.converse_method(channel)()
+            await call.write(protos.ConverseRequest(config=config))
+            for piece in np.array_split(to_pcm(sound), round(5 * asked_s)):
+                await call.write(protos.ConverseRequest(audio=protos.AudioChunk(pcm=piece.tobytes())))
+                await asyncio.sleep(len(piece) / RATE)
+            while not told or not isinstance(told[-1], events.Turn) or told[-1].turn < 5 * (due[-1] + 1.0):
+                told.append(messages.to_event(await call.read()))
+            call.cancel()
+        return told
+
+    told = run(scenario())
+    beeps_s = [event.start_ms / 1000 for event in told if isinstance(event, events.Words) and event.text == " beep"]
+    np.testing.assert_allclose(beeps_s, due, atol=0.5)
+    assert sum(event.silence_ms for event in told if isinstance(event, events.Turn)) > 1000 * (due[-1] - asked_s)
+
+
 def test_sound_that_comes_in_spurts_is_what_it_would_be_in_a_steady_flow(serving, run) -> None:
     """Public case P9: a telephone's sound in pieces of 20 ms, and now and then 250 ms of nothing, made up for."""
     time_s = np.arange(4 * 8000) / 8000
@@ -97,7 +134,7 @@ def test_sound_that_comes_in_spurts_is_what_it_would_be_in_a_steady_flow(serving
 
             speaking = asyncio.create_task(speak())
             async for message in call:
-                told.append(client.conversation.messages.to_event(message))
+                told.append(messages.to_event(message))
             await speaking
         return kept(told)
 

@@ -1,9 +1,14 @@
-"""What a session keeps for a client that never says what it has: no more than is documented."""
+"""What a client leaves with the server that it shouldn't: no more of it is kept than is documented."""
+
+import json
+import tracemalloc
 
 import grpc
 
+from tests.serve.hostile_clients import Doors, frame, opened
 from tests.serve.test_resume import CONFIG, OneServer, call, refusal, resume, sound, turns
 from tml_jax import client
+from tml_jax.serve.doors import live_config
 from tml_jax.serve.engine import Engine
 
 KEEP_MS = 600
@@ -35,3 +40,26 @@ def test_what_is_never_acknowledged_is_kept_for_so_long_and_then_told_no_more(bu
     assert early[0] is grpc.StatusCode.OUT_OF_RANGE
     assert early[1] == "The session cannot tell again what followed its response 1: it is too long ago."
     assert same == [True, True]
+
+
+def test_large_pictures_that_come_before_a_session_are_answered_and_not_kept(serving_web, run) -> None:
+    """Public case P15: the client reads nothing until it has sent them all."""
+    picture = frame(json.dumps({"type": live_config.IMAGE, "image_url": "x" * 500_000}).encode())
+    start = frame(json.dumps({"type": "session.start", "session": {"model": "m"}}).encode())
+
+    async def scenario() -> tuple[list[dict], int]:
+        async with serving_web() as server, opened(Doors(0, server.server.web.port), "/v1/live/sessions") as socket:
+            tracemalloc.start()
+            for _ in range(320):
+                await socket.write(picture)
+            await socket.write(start)
+            told = [json.loads((await socket.read())[1]) for _ in range(321)]
+            return told, tracemalloc.get_traced_memory()[1]
+
+    try:
+        told, most = run(scenario())
+    finally:
+        tracemalloc.stop()
+    assert [event["error"]["code"] for event in told[:-1]] == ["session_not_started"] * 320
+    assert told[-1]["type"] == "session.started"
+    assert most < 16 << 20, "of 160 MB"
