@@ -62,11 +62,11 @@ def test_where_steps_take_long_who_comes_late_waits_and_makes_nobody_late(engine
 
     def slow(inputs: MicroTurnInput) -> object:
         began.append(time.monotonic())
-        time.sleep(0.3 * TICK_S)
+        time.sleep(0.6 * TICK_S)
         return run_step(inputs)
 
     monkeypatch.setattr(engine, "_run_step", slow)
     late = Sender(engine, [0.0] * 3 + [0.07] * 8)
     engine.admit(late, seed=0)
-    assert np.median(late.waited_s()[3:]) > 0.5 * TICK_S
+    assert np.median(late.waited_s()[3:]) > TICK_S
     assert np.median(np.diff(began)) > 0.9 * TICK_S

@@ -27,8 +27,8 @@ from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_in
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
 CATCH_UP_BUDGET = 0.5
-# Parts of a micro-turn after its tick: whose input came too late for it is stepped then, so that a late network packet
-# does not cost 200 ms. Only where steps are over by the next of them: one that is late must not make the others late.
+# Parts of a micro-turn after its tick: whose input came too late for it is stepped then, so that a late packet does not
+# cost 200 ms. Only where even slow steps are over by the next tick: who is late must not make others late.
 SECOND_CHANCES = (0.25, 0.5)
 STEPS_REMEMBERED = 100_000
 JUDGED, JUDGED_AFTER = 250, 50  # the last steps at an occupancy, by which a session more is admitted; not by fewer
@@ -299,7 +299,7 @@ class Engine:
         moments = [tick + part * period for part in SECOND_CHANCES]
         with self._wake:
             times = self._step_ms_of[sum(slot.live is not None for slot in self._slots)]
-        if self.unpaced or not times or float(np.percentile(times, 99)) > 1000 * (moments[0] - tick):
+        if self.unpaced or not times or float(np.percentile(times, 99)) > 1000 * (tick + period - moments[-1]):
             return []
         return [moment for moment in moments if moment > now]
 
