@@ -1,6 +1,4 @@
-"""The outside ear: errors counted by hand; where pocketsphinx is there, it understands the assistant's recordings."""
-
-import importlib.util
+"""The outside ear: errors counted by hand; pocketsphinx understands the assistant's recordings."""
 
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ def test_errors(said, heard, wrong):
     assert errors(said.split(), heard.split()) == wrong
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("pocketsphinx"), reason="pocketsphinx is in the extra `speech`")
 def test_recordings_are_understood_and_noise_is_not():
     bank = open_bank("checkpoints/speech_bank")
     ear, words = Ear(bank), ["seven", "twelve", "nineteen"]

@@ -1,6 +1,7 @@
 """Recorded timelines: what is read again equals what was kept, and two sounds alone can be scored."""
 
 import json
+import sys
 import types
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import soundfile
 
 from tests.serve.fakes import SPEC, fake_bundle
+from tml_jax.data.pipeline import open_bank
 from tml_jax.data.timeline import Conversation, SpokenWord, UserSpeech
 from tml_jax.eval import panel, recorded, targets
 from tml_jax.eval.recorded import Chunk, Recorded, chunks_of, load, load_all, stretches, words_after
@@ -82,6 +84,34 @@ def test_draws_depend_on_the_case_and_not_on_those_beside_it(checkpoint):
     assert not np.array_equal(alone[0], alone[1])
 
 
+def test_words_without_times_are_found_in_the_sound(tmp_path, monkeypatch):
+    """Recordings of the assistant's voice, half a second and more apart; what was not said is not found."""
+    bank, starts = open_bank("checkpoints/speech_bank"), [1.0, 3.0, 4.0]
+    words = ["seven", "twelve", "nineteen"]
+    sound = np.zeros(6 * RATE, np.float32)
+    for word, start in zip(words, starts, strict=True):
+        clip = bank.audio(bank.select(kind="assistant", text=word)[0])
+        sound[round(start * RATE) :][: len(clip)] = clip
+    Recorded("a", np.zeros_like(sound), sound, 6.0).save(tmp_path)
+
+    def read(text):
+        (tmp_path / "a" / "output.json").write_text(json.dumps({"text": text}))
+        return load(tmp_path / "a").chunks
+
+    found = read("Seven, twelve nineteen.")
+    assert [chunk.text for chunk in found] == words
+    np.testing.assert_allclose([chunk.start_s for chunk in found], starts, atol=0.1)
+    assert read("") == ()
+    with pytest.raises(ValueError, match="were not found in the sound, one after the other"):
+        read("Seven 12 nineteen")
+    with pytest.raises(ValueError, match="neither a text nor chunks"):
+        (tmp_path / "a" / "output.json").write_text("{}")
+        load(tmp_path / "a")
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(ValueError, match=r"pocketsphinx is needed.*install it with"):
+        read("seven")
+
+
 def test_two_sounds_are_enough(tmp_path):
     folder = tmp_path / "talks" / "7"
     folder.mkdir(parents=True)
@@ -127,7 +157,7 @@ def test_words_get_the_times_of_their_sound():
     [
         ("case.json", "{", "no JSON file"),
         ("case.json", "[1]", "not as a recorded case has it"),
-        ("output.json", '{"text": "a"}', "no transcript"),
+        ("output.json", '{"chunks": 3}', "no transcript"),
         ("output.json", '{"chunks": [{"text": "a", "timestamp": [1]}]}', "no transcript"),
         ("pause.json", "nothing", "no JSON file"),
         ("session.jsonl", "nothing\n", "not a session journal"),

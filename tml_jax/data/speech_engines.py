@@ -125,7 +125,7 @@ def mixed_voices(seed: int, count: int) -> list[VoiceSpec]:
 
 
 def optional_import(name: str) -> types.ModuleType:
-    """Imports a module that only speech synthesis needs.
+    """Imports a module of the extra `speech`.
 
     Raises:
       RuntimeError: it isn't installed; says what to install.
@@ -134,7 +134,7 @@ def optional_import(name: str) -> types.ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise RuntimeError(
-            f"Speech synthesis needs the Python package {name!r}; install it with `pip install tml_jax[speech]`."
+            f"The Python package {name!r} is not installed; install it with `pip install tml_jax[speech]`."
         ) from error
 
 

@@ -16,47 +16,25 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Float
 
 from tml_jax.data import phrases, recordings, speech_bank, speech_engines, talk
+from tml_jax.data.alignment import FRAME, load_aligner, sounding_span
 from tml_jax.data.speech_bank import SAMPLE_RATE, NewClip, Voice, Word
-from tml_jax.data.speech_engines import Engine, VoiceSpec, Waveform, optional_import
+from tml_jax.data.speech_engines import Engine, VoiceSpec, Waveform
 from tml_jax.streams.sound import read_sound
 
 LEVEL_DBFS = -23.0
 _PEAK = 0.9
-_FRAME = SAMPLE_RATE // 100
-# Sound begins where a 10 ms frame comes within this of the loudest; a weak f or h lies 30 dB down.
-_SILENCE_DB = -38.0
 _LEAD_S, _TAIL_S = 0.01, 0.05
-_ALIGN_PAD_S = 0.25
-# Digital silence upsets the aligner's cepstral normalisation: without this hiss it loses half of espeak's clips.
-_ALIGN_HISS = 1e-3
-# Outside these bounds the engine has stumbled (dropped a word, or babbled), or the alignment has.
-_SECONDS_PER_WORD = (0.015, 1.6)
 _ROUND_CLIPS = 12
 # A longer recording fills half of a conversation.
 _LONGEST_TALK_S = 12.0
 _FSDD_LICENCE = "CC BY-SA 4.0 (Free Spoken Digit Dataset)"
 
-Aligner = Callable[[Waveform, Sequence[str]], list[Word] | None]
-
 
 def to_bank_rate(samples: Waveform, rate: int) -> Waveform:
     """Resamples to 16 kHz."""
     return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE).astype(np.float32)
-
-
-def sounding_span(samples: Waveform) -> tuple[int, int]:
-    """First and one-past-last sample of the sound, at 10 ms steps; (0, 0) for silence."""
-    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
-    if not len(frames):
-        return 0, 0
-    level = 20 * np.log10(np.sqrt(np.mean(frames**2, axis=1)) + 1e-6)
-    if level.max() < -80:
-        return 0, 0
-    loud = np.flatnonzero(level > level.max() + _SILENCE_DB)
-    return int(loud[0]) * _FRAME, int(loud[-1] + 1) * _FRAME
 
 
 def trim_and_level(samples: Waveform) -> Waveform:
@@ -71,51 +49,13 @@ def trim_and_level(samples: Waveform) -> Waveform:
     start = max(0, start - round(_LEAD_S * SAMPLE_RATE))
     cut = samples[start : end + round(_TAIL_S * SAMPLE_RATE)]
     cut = cut - cut.mean()
-    power = np.mean(cut[: len(cut) // _FRAME * _FRAME].reshape(-1, _FRAME) ** 2, axis=1)
+    power = np.mean(cut[: len(cut) // FRAME * FRAME].reshape(-1, FRAME) ** 2, axis=1)
     active = np.sqrt(power[power > power.max() * 1e-3].mean())
     gain = min(10 ** (LEVEL_DBFS / 20) / active, _PEAK / np.abs(cut).max())
     fade = np.ones_like(cut)
-    ramp = np.linspace(0, 1, _FRAME // 2, dtype=np.float32)
+    ramp = np.linspace(0, 1, FRAME // 2, dtype=np.float32)
     fade[: len(ramp)], fade[-len(ramp) :] = ramp, ramp[::-1]
     return (cut * gain * fade).astype(np.float32)
-
-
-def load_aligner() -> Aligner:
-    """Forced alignment by pocketsphinx (word onsets within 9 ms at the median, 40 ms at the 90th percentile)."""
-    decoder = optional_import("pocketsphinx").Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL")
-    pad = round(_ALIGN_PAD_S * SAMPLE_RATE)
-
-    def align(samples: Waveform, words: Sequence[str]) -> list[Word] | None:
-        start, end = sounding_span(samples)
-        bounds = (start / SAMPLE_RATE, end / SAMPLE_RATE)
-        if len(words) == 1:  # the sound's own bounds are sharper than any alignment
-            return [Word(words[0], *bounds)]
-        heard = np.pad(samples, pad)
-        heard = heard + _ALIGN_HISS * np.random.default_rng(0).normal(size=len(heard))
-        try:
-            decoder.set_align_text(" ".join(words))
-            decoder.start_utt()
-            decoder.process_raw(_pcm(heard), full_utt=True)
-            decoder.end_utt()
-            segments = [s for s in decoder.seg() or () if s.word.split("(")[0] in words]
-        except RuntimeError:  # no path through the words: the sound isn't what the text says
-            return None
-        if [s.word.split("(")[0] for s in segments] != list(words):
-            return None
-        found = [
-            Word(w, s.start_frame / 100 - _ALIGN_PAD_S, (s.end_frame + 1) / 100 - _ALIGN_PAD_S)
-            for w, s in zip(words, segments, strict=True)
-        ]
-        found[0] = dataclasses.replace(found[0], start_s=bounds[0])
-        found[-1] = dataclasses.replace(found[-1], end_s=bounds[1])
-        low, high = _SECONDS_PER_WORD
-        return found if all(low <= w.end_s - w.start_s <= high for w in found) else None
-
-    return align
-
-
-def _pcm(samples: Float[np.ndarray, " samples"]) -> bytes:
-    return (np.clip(samples, -1, 1) * 32767).astype(np.int16).tobytes()
 
 
 class Staging:

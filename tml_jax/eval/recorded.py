@@ -7,7 +7,8 @@ prefix of their files' names):
 ``input.wav``       the user's sound
 ``output.wav``      the system's sound, from the same moment on
 ``session.jsonl``   the journal (`wire.journal`), where the system has one
-``output.json``     what the system says, word by word: ``{"text", "chunks": [{"text", "timestamp": [start, end]}]}``
+``output.json``     what the system says, word by word: ``{"text", "chunks": [{"text", "timestamp": [start, end]}]}``;
+                    of ``{"text"}`` alone forced alignment finds the times (extra ``speech``)
 ``case.json``       ``suite``, ``category``, ``duration_s``, and ``expectations`` as the simulator writes them
 any other ``.json``  annotations, kept as they are
 ==================  ==============================================================================================
@@ -26,6 +27,7 @@ import numpy as np
 import soundfile
 
 from tml_jax.client import summary
+from tml_jax.data import alignment
 from tml_jax.streams.sound import read_sound
 from tml_jax.wire.behaviour import Behaviour
 from tml_jax.wire.journal import Journal, read_journal
@@ -37,6 +39,7 @@ PAUSE_S = 0.1
 _AUDIBLE = 1e-3
 _LEADS_S = 0.4  # a journal dates a word by its micro-turn, and its sound may begin in the next one
 _WORD_S = 0.2  # how long a word is taken to last where no sound tells
+_NO_PUNCTUATION = str.maketrans("", "", '.,;:!?"')
 
 
 class Chunk(NamedTuple):
@@ -136,7 +139,7 @@ def load(folder: pathlib.Path, name: str = "", prefix: str = "") -> Recorded:
             category=about.get("category", folder.resolve().parent.name),
             expectations=tuple(about.get("expectations", ())),
             events=read_journal(journal) if journal.exists() else None,
-            chunks=read_transcript(folder / f"{prefix}output.json"),
+            chunks=read_transcript(folder / f"{prefix}output.json", heard),
             annotations=annotations_in(folder),
             prefix=prefix,
         )
@@ -203,17 +206,32 @@ def words_after(chunks: Sequence[Chunk], time_s: float) -> tuple[Chunk, ...]:
     return tuple(Chunk(c.text, max(c.start_s, time_s), c.end_s) for c in heard)
 
 
-def read_transcript(path: pathlib.Path) -> tuple[Chunk, ...] | None:
-    """The words of an ``output.json``; None where there is no such file.
+def read_transcript(path: pathlib.Path, sound: np.ndarray) -> tuple[Chunk, ...] | None:
+    """The words of an ``output.json``, said in a sound at `RATE`; None where there is no such file.
 
     Raises:
-      ValueError: it is no transcript with times.
+      ValueError: it is no transcript, or has no times and they cannot be found.
     """
     read = _read(path, None)
     try:
-        return None if read is None else tuple(Chunk(c["text"].strip(), *c["timestamp"]) for c in read["chunks"])
+        if read is None:
+            return None
+        if "chunks" not in read:
+            return _aligned(path, read["text"].lower().translate(_NO_PUNCTUATION).split(), sound)
+        return tuple(Chunk(c["text"].strip(), *c["timestamp"]) for c in read["chunks"])
     except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no transcript: it has no chunks of a text and a timestamp each.") from None
+        sentence = "is no transcript: it has neither a text nor chunks of a text and a timestamp each."
+        raise ValueError(f"{path} {sentence}") from None
+
+
+def _aligned(path: pathlib.Path, words: Sequence[str], sound: np.ndarray) -> tuple[Chunk, ...]:
+    try:
+        found = alignment.load_aligner()(sound, words) if words else []
+    except RuntimeError as error:
+        raise ValueError(f"{path} has no times, and to find them pocketsphinx is needed. {error}") from error
+    if found is None:
+        raise ValueError(f"{path} has no times, and its words were not found in the sound, one after the other.")
+    return tuple(Chunk(word.text, word.start_s, word.end_s) for word in found)
 
 
 def _transcript(chunks: Sequence[Chunk]) -> dict[str, Any]:
