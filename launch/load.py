@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,23 @@ from tml_jax.client import media, summary
 _SERVER = reach.server()
 _SESSIONS = flags.DEFINE_integer("sessions", 8, "Sessions at once.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 60.0, "Length of each.", lower_bound=1)
-_WAV = flags.DEFINE_string("wav", None, "Sound that every session sends, over and over; noise in bursts without it.")
+_WAV = flags.DEFINE_string(
+    "wav", None, "Sound that every session sends, over and over, each from another place on; else noise."
+)
 _FRAMES = flags.DEFINE_bool("frames", False, "Send ten small frames a second, too.")
 _CHUNK_MS = cli.chunk_ms()
 flags.register_validator("seconds", math.isfinite, "must be a finite number")
 _JSON = cli.json_out()
+_MINUTE_S = 60
 
 
 def _sound(seed: int) -> media.SoundFile:
     if _WAV.value:
         once = media.read_sound(_WAV.value)
         size = round(_SECONDS.value * once.sample_rate)
-        repeats = -(-size // len(once.samples))
-        return media.SoundFile(np.tile(once.samples, (repeats, 1))[:size], once.sample_rate)
+        begins = seed * len(once.samples) // _SESSIONS.value  # not all say the same at once
+        places = (begins + np.arange(size)) % len(once.samples)
+        return media.SoundFile(once.samples[places], once.sample_rate)
     rng, rate = np.random.default_rng(seed), 16_000
     time_s = np.arange(round(_SECONDS.value * rate)) / rate
     talks = np.sin(2 * np.pi * (time_s / rng.uniform(3, 6) + rng.random())) > 0
@@ -65,6 +70,10 @@ async def _run(recordings: list[client.Recording]) -> tuple[list[str], Any]:
             return failures, None
 
 
+def _median(values: Iterable[float]) -> float:
+    return round(float(np.median([*values] or [0.0])), 2)
+
+
 def main(argv: list[str]) -> None:
     """Runs the load and prints its figures."""
     del argv
@@ -87,6 +96,8 @@ def main(argv: list[str]) -> None:
         "step_p50_ms": round(float(np.percentile(step_ms, 50)), 2),
         "step_p99_ms": round(float(np.percentile(step_ms, 99)), 2),
         "step_max_ms": round(float(step_ms.max()), 2),
+        "step_p50_first_minute_ms": _median(event["ms"] for event in steps if event["t"] < _MINUTE_S),
+        "step_p50_last_minute_ms": _median(event["ms"] for event in steps if event["t"] >= _SECONDS.value - _MINUTE_S),
         "deadline_misses": sum(event["missed"] for event in steps),
         "round_trip_p50_ms": round(float(np.percentile(trips, 50)), 2),
         "round_trip_p99_ms": round(float(np.percentile(trips, 99)), 2),

@@ -30,4 +30,5 @@ def test_what_was_not_said_is_not_found():
     bank, align = open_bank("checkpoints/speech_bank"), load_aligner()
     sound = bank.audio(bank.select(kind="assistant", text="seven")[0])
     assert align(sound, ["seven", "12"]) is None
+    assert align(np.zeros(SAMPLE_RATE, np.float32), ["seven"]) is None
     assert align(sound, ["seven", "twelve", "nineteen", "thirty", "forty", "fifty"]) is None

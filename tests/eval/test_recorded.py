@@ -102,12 +102,14 @@ def test_words_without_times_are_found_in_the_sound(tmp_path, monkeypatch):
     assert [chunk.text for chunk in found] == words
     np.testing.assert_allclose([chunk.start_s for chunk in found], starts, atol=0.1)
     assert read("") == ()
+    assert [chunk.text for chunk in read("Seven - twelve… “nineteen”")] == words
     with pytest.raises(ValueError, match="were not found in the sound, one after the other"):
         read("Seven 12 nineteen")
     with pytest.raises(ValueError, match="neither a text nor chunks"):
         (tmp_path / "a" / "output.json").write_text("{}")
         load(tmp_path / "a")
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    recorded._aligner.cache_clear()
     with pytest.raises(ValueError, match=r"pocketsphinx is needed.*install it with"):
         read("seven")
 

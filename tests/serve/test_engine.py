@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from tml_jax.serve.engine import SECOND_CHANCES, Engine, TurnResult
+from tml_jax.serve.engine import JUDGED, SECOND_CHANCES, Engine, TurnResult
 from tml_jax.serve.inbox import Block
 from tml_jax.streams.micro_turn import MicroTurnInput
 
@@ -15,7 +15,8 @@ TICK_S = 0.2
 class Sender:
     """A session whose micro-turns are complete at given times after a tick, one in each period."""
 
-    def __init__(self, engine: Engine, after_s: list[float]) -> None:
+    def __init__(self, engine: Engine, after_s: list[float], *, replayed: bool = False) -> None:
+        self.replayed = replayed
         begins = time.monotonic() + engine.next_tick_s()
         self.complete = [begins + k * TICK_S + after for k, after in enumerate(after_s)]
         self.left, self.came = list(self.complete), list[float]()
@@ -26,7 +27,8 @@ class Sender:
 
     def take(self, inputs: MicroTurnInput, row: int) -> Block:
         inputs.turn[row], inputs.active[row] = len(self.complete) - len(self.left), True
-        return Block(None, not_before=self.left.pop(0))
+        complete = self.left.pop(0)
+        return Block(None, not_before=0.0 if self.replayed else complete)
 
     def deliver(self, result: TurnResult) -> None:
         self.came.append(time.monotonic())
@@ -51,22 +53,37 @@ def engine(bundle):
 
 def test_who_comes_too_late_for_a_tick_is_stepped_soon_after_it(engine) -> None:
     """A quarter of a micro-turn is the most that is waited, not a whole one, up to the last chance."""
+    engine._took_s.extend([0.001] * JUDGED)  # one slow step of a busy machine is no slow engine
     late = Sender(engine, [0.0] * 3 + [0.02, 0.07] * 6)
     engine.admit(late, seed=0)
     waited = late.waited_s()[3:]
     assert np.median(waited) < SECOND_CHANCES[0] * TICK_S, waited
 
 
-def test_where_steps_take_long_who_comes_late_waits_and_makes_nobody_late(engine, monkeypatch) -> None:
-    run_step, began = engine._run_step, list[float]()
+@pytest.mark.parametrize("part", [0.55, 0.9])
+def test_where_steps_take_long_who_comes_late_waits_and_makes_nobody_late(engine, monkeypatch, part: float) -> None:
+    step, began = engine._model.step, list[float]()
 
-    def slow(inputs: MicroTurnInput) -> object:
+    def slow(*args: object) -> object:
         began.append(time.monotonic())
-        time.sleep(0.6 * TICK_S)
-        return run_step(inputs)
+        time.sleep(part * TICK_S)
+        return step(*args)
 
-    monkeypatch.setattr(engine, "_run_step", slow)
+    monkeypatch.setattr(engine._model, "step", slow)
+    engine._took_s.clear()
     late = Sender(engine, [0.0] * 3 + [0.07] * 8)
     engine.admit(late, seed=0)
-    assert np.median(late.waited_s()[3:]) > TICK_S
+    assert np.median(late.waited_s()[3:]) > TICK_S - 0.07
     assert np.median(np.diff(began)) > 0.9 * TICK_S
+
+
+def test_what_is_replayed_was_not_waiting_since_the_machine_began(engine) -> None:
+    ages_s = list[float]()
+    engine.watch = lambda *told: ages_s.extend(told[-1])
+    for replayed in (False, True):
+        one = Sender(engine, [0.0] * 2, replayed=replayed)
+        slot = engine.admit(one, seed=0)
+        one.waited_s()
+        engine.release(slot, one)
+    assert len(ages_s) == 4
+    assert max(ages_s) < 1.0

@@ -274,6 +274,8 @@ class _Listener:
         now, playback = self.pace.now(), self._playback
         if isinstance(event, events.Turn) and event.turn < len(self._sent_s):
             self._recording.round_trip_ms.append((now - self._sent_s[event.turn]) * 1000)
+        if isinstance(event, events.Turn | events.Sound) and playback:
+            playback.arrived((event.turn + 1) * self._period_s, now)
         if isinstance(event, events.Turn) and event.yielded and playback:
             if (until_s := playback.cut(event.yielded, now)) is not None:
                 self.played.put_nowait(_Played(event.yielded, round(until_s * 1000)))

@@ -1,10 +1,13 @@
 """What comes out of the user's loudspeaker: the model's sound, put where it could really be heard."""
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
 
 SAFETY_S = 0.04
+JUDGED = 50  # the last micro-turns, by whose arrival it is judged how late those to come may be
+LONGEST_S = 0.4  # speech does not begin later than that for the sake of what may come late
 FADE_S = 0.01  # in which sound that is cut goes to nothing
 
 
@@ -18,9 +21,10 @@ class _Piece(NamedTuple):
 class Playback:
     """A player without a loudspeaker. Session time 0 is the first sample that the client sends.
 
-    Sound begins when it arrives, plus a little safety against jitter, and runs on as long as the next piece is
-    there in time; a piece that comes too late leaves a gap, as it would for a listener. So the sound may be behind the
-    session: by the safety, by what the network held up. What the user cuts short is not played to its end.
+    Sound begins as late as micro-turns have arrived of late, all but one of them and silent ones too, plus a little
+    safety, and runs on as long as the next piece is there in time; a piece that comes too late leaves a gap, as it
+    would for a listener. So the sound may be behind the session: by the safety, by what the network held up. What the
+    user cuts short is not played to its end.
 
     Attributes:
       underruns: pieces that came too late to go on without a gap.
@@ -32,8 +36,17 @@ class Playback:
         self._pieces: list[_Piece] = []
         self._stale = 0  # epoch
         self._end = 0  # samples
+        self._late_s: collections.deque[float] = collections.deque(maxlen=JUDGED)
         self._last_turn = -2
         self.underruns = 0
+
+    def arrived(self, time_s: float, arrival_s: float) -> None:
+        """Something of a micro-turn whose sound would play from `time_s` on has arrived, both in session time."""
+        self._late_s.append(arrival_s - time_s)
+
+    def _begins_s(self, time_s: float, arrival_s: float) -> float:
+        late_s = float(np.percentile(self._late_s, 98, method="lower")) if self._late_s else 0.0
+        return max(arrival_s, time_s + min(late_s, LONGEST_S)) + SAFETY_S
 
     def add(self, samples: np.ndarray, turn: int, time_s: float, arrival_s: float, epoch: int = 0) -> None:
         """One piece of sound.
@@ -55,7 +68,7 @@ class Playback:
                 start = self._end
             else:
                 self.underruns += follows
-                start = max(self._end, arrived + round(SAFETY_S * self._rate))
+                start = max(self._end, round(self._begins_s(time_s, arrival_s) * self._rate))
         self._pieces.append(_Piece(start, time_s, epoch, samples))
         self._end, self._last_turn = start + len(samples), turn
 

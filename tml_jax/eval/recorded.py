@@ -18,8 +18,10 @@ Times are seconds from the first sample.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -39,7 +41,7 @@ PAUSE_S = 0.1
 _AUDIBLE = 1e-3
 _LEADS_S = 0.4  # a journal dates a word by its micro-turn, and its sound may begin in the next one
 _WORD_S = 0.2  # how long a word is taken to last where no sound tells
-_NO_PUNCTUATION = str.maketrans("", "", '.,;:!?"')
+_WORD = re.compile(r"\w(?:[\w']*\w)?")
 
 
 class Chunk(NamedTuple):
@@ -217,16 +219,21 @@ def read_transcript(path: pathlib.Path, sound: np.ndarray) -> tuple[Chunk, ...] 
         if read is None:
             return None
         if "chunks" not in read:
-            return _aligned(path, read["text"].lower().translate(_NO_PUNCTUATION).split(), sound)
+            return _aligned(path, _WORD.findall(read["text"].lower().replace("’", "'")), sound)
         return tuple(Chunk(c["text"].strip(), *c["timestamp"]) for c in read["chunks"])
     except (KeyError, TypeError, AttributeError):
         sentence = "is no transcript: it has neither a text nor chunks of a text and a timestamp each."
         raise ValueError(f"{path} {sentence}") from None
 
 
+@functools.cache
+def _aligner() -> alignment.Aligner:
+    return alignment.load_aligner()
+
+
 def _aligned(path: pathlib.Path, words: Sequence[str], sound: np.ndarray) -> tuple[Chunk, ...]:
     try:
-        found = alignment.load_aligner()(sound, words) if words else []
+        found = _aligner()(sound, words) if words else []
     except RuntimeError as error:
         raise ValueError(f"{path} has no times, and to find them pocketsphinx is needed. {error}") from error
     if found is None:

@@ -250,7 +250,7 @@ def _misheard(errors: Callable[[Misheard], int]) -> Callable[[Cases], Figure]:
 
 
 def _steps(sessions: int, at: float) -> Callable[[Cases], Figure]:
-    """Of steps: the journals of sessions that are played together all tell of the same ones."""
+    """Of the steps of one session: those that are played together are nearly always in the same ones."""
 
     def measure(cases: Cases) -> Figure:
         of = (case.steps_ms for case in cases if case.place == f"load/{sessions}")

@@ -1,5 +1,7 @@
 """The engine: one thread that owns the model's state and steps all session slots together, every 200 ms.
 
+Whose input comes late for a tick is stepped soon after it, as far as steps are short enough to be over by the next one.
+
 The compiled shapes never change: a slot without a session, or whose input is not complete, is inactive in that
 step. Everything that belongs to a single session (sound to dMel, frames to patches, mel to sound, text) is done
 on the session's side; this thread stacks arrays, calls the compiled step and hands out rows of its result.
@@ -27,9 +29,7 @@ from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_in
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
 CATCH_UP_BUDGET = 0.5
-# Parts of a micro-turn after its tick: whose input came too late for it is stepped then, so that a late packet does not
-# cost 200 ms. Only where even slow steps are over by the next tick: who is late must not make others late.
-SECOND_CHANCES = (0.25, 0.5)
+SECOND_CHANCES = (0.25, 0.5)  # parts of a micro-turn after its tick
 STEPS_REMEMBERED = 100_000
 JUDGED, JUDGED_AFTER = 250, 50  # the last steps at an occupancy, by which a session more is admitted; not by fewer
 
@@ -78,7 +78,7 @@ class Live(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EngineStats:
-    """How the engine has done since its port opened; step times in milliseconds from tick to results."""
+    """How the engine has done since its port opened; step times in milliseconds from when a step was due to results."""
 
     slots: int
     live: int
@@ -133,6 +133,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self.died: concurrent.futures.Future[Exception] = concurrent.futures.Future()
         self._step_ms: collections.deque[float] = collections.deque(maxlen=STEPS_REMEMBERED)
+        self._took_s: collections.deque[float] = collections.deque(maxlen=JUDGED)  # steps, however late they began
         self._step_ms_of = collections.defaultdict[int, collections.deque[float]](
             lambda: collections.deque(maxlen=JUDGED)
         )
@@ -285,23 +286,22 @@ class Engine:
             if not self.unpaced and time.monotonic() < moment:
                 continue
             if chances:
-                self._step_ready(chances.popleft())
+                chances.popleft()
+                if self._ends_in_time():
+                    self._step_ready(moment)
                 continue
             tick = time.monotonic() if self.unpaced else moment
             self._tick(tick)
             while self._next_tick <= time.monotonic():  # ticks that a slow step ran over are lost, not made up for
                 self._next_tick += period
-            chances.extend(self._second_chances(tick))
+            if not self.unpaced:
+                moments = (tick + part * period for part in SECOND_CHANCES)
+                chances.extend(moment for moment in moments if moment > time.monotonic())
 
-    def _second_chances(self, tick: float) -> list[float]:
-        """Moments after this tick at which those who came too late for it are stepped."""
-        period, now = self.bundle.spec.micro_turn_s, time.monotonic()
-        moments = [tick + part * period for part in SECOND_CHANCES]
-        with self._wake:
-            times = self._step_ms_of[sum(slot.live is not None for slot in self._slots)]
-        if self.unpaced or not times or float(np.percentile(times, 99)) > 1000 * (tick + period - moments[-1]):
-            return []
-        return [moment for moment in moments if moment > now]
+    def _ends_in_time(self) -> bool:
+        """Whether even a slow step would be over at the next tick: who is late makes nobody else late."""
+        took_s = float(np.percentile(self._took_s, 99)) if self._took_s else 0.0
+        return time.monotonic() + took_s < self._next_tick
 
     def _should_go(self) -> bool:
         if self._stopping or any(slot.parking is not None for slot in self._slots):
@@ -366,8 +366,11 @@ class Engine:
         return True
 
     def _run_step(self, inputs: MicroTurnInput) -> MicroTurnOutput:
+        begun = time.monotonic()
         self._state, outputs = self._model.step(self._params, self._state, inputs, self._keys)
-        return jax.device_get(outputs)
+        outputs = jax.device_get(outputs)
+        self._took_s.append(time.monotonic() - begun)
+        return outputs
 
     def _hand_out(
         self,
@@ -384,7 +387,8 @@ class Engine:
             self._misses += missed
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
-        ages_s = [0.0 if self.unpaced else max(0.0, began - block.not_before - EARLY_S) for _, _, block in taken]
+        due = [began if self.unpaced else block.not_before or began for _, _, block in taken]  # replayed: no age
+        ages_s = [max(0.0, began - not_before - EARLY_S) for not_before in due]
         self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
         for i, one, block in taken:
             count = int(outputs.num_tokens[i])

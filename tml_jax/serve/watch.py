@@ -19,7 +19,7 @@ REGISTRY = prometheus.CollectorRegistry()
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.5, 1.0, 2.0)
 STEP = prometheus.Histogram(
     "tml_step_seconds",
-    "From a tick to its results, by live sessions.",
+    "From when a step is due to its results, by live sessions.",
     ["sessions"],
     buckets=_SECONDS,
     registry=REGISTRY,

@@ -17,7 +17,7 @@ voice                    ``level`` of the sound that the model makes in this mic
 word, heard              ``text`` that the model says; that it heard the user say: pieces with their own spaces
                          (`behaviour.whole_words` puts them together)
 background               ``task``, ``state`` (started, progress, finished, failed), ``text``
-step                     ``ms`` from the tick to the results, ``missed``: whether that was longer than a micro-turn
+step                     ``ms`` from when it was due to results, ``missed``: whether that was longer than a micro-turn
 error                    ``text``: why the session failed
 end                      last line of a session that ended well
 =======================  =============================================================================================
