@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import pathlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
@@ -20,7 +19,6 @@ from tml_jax.serve.background.mind import Mind
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors.grpc import GrpcDoor
 from tml_jax.serve.engine import Engine
-from tml_jax.serve.session_log import SessionLog
 from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import events, protos
 
@@ -207,33 +205,6 @@ def test_a_server_that_dies_again_and_again_loses_nothing(engine, run, tmp_path:
     assert kept(told) == kept(whole)
     assert resumed >= 2
     assert not list(tmp_path.iterdir()), "nothing is kept of a session that is over"
-
-
-def test_who_goes_while_a_session_is_opened_finds_it_again(engine, run, tmp_path: pathlib.Path, monkeypatch) -> None:
-    """What is opened for a client that has gone meanwhile would be held by this server for ever."""
-    opened = SessionLog.open
-
-    def slowly(folder: pathlib.Path) -> Any:
-        time.sleep(0.3)
-        return opened(folder)
-
-    monkeypatch.setattr(SessionLog, "open", slowly)
-
-    async def scenario() -> int:
-        async with OneServer(engine, tmp_path) as first, client.connect(first.address) as channel:
-            one = await call(channel, CONFIG, *(sound(3200 * k) for k in range(8)))
-            token = (await one.read()).started.resume_token
-            await turns(one, 7)
-            await first.die()
-        async with OneServer(engine, tmp_path) as second:
-            going = asyncio.create_task(second.sessions.resume(token))
-            await asyncio.sleep(0.1)
-            going.cancel()
-            await asyncio.sleep(0.5)
-            await second.sessions.resume(token)
-            return second.sessions.resumed
-
-    assert run(scenario()) == 1
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -302,3 +303,30 @@ def test_no_other_model_is_taken_for_the_shipped_one(shipped, tmp_path: pathlib.
     ]
     for other, differs in others:
         assert difference(copied, identity(other)).startswith(differs), differs
+
+
+def test_who_goes_while_a_session_is_opened_finds_it_again(engine, run, tmp_path: pathlib.Path, monkeypatch) -> None:
+    """What is opened for a client that has gone meanwhile would be held by this server for ever."""
+    opened = session_log.SessionLog.open
+
+    def slowly(folder: pathlib.Path) -> Any:
+        time.sleep(0.3)
+        return opened(folder)
+
+    monkeypatch.setattr(session_log.SessionLog, "open", slowly)
+
+    async def scenario() -> int:
+        async with OneServer(engine, tmp_path) as first, client.connect(first.address) as channel:
+            one = await call(channel, CONFIG, *(sound(3200 * k) for k in range(8)))
+            token = (await one.read()).started.resume_token
+            await turns(one, 7)
+            await first.die()
+        async with OneServer(engine, tmp_path) as second:
+            going = asyncio.create_task(second.sessions.resume(token))
+            await asyncio.sleep(0.1)
+            going.cancel()
+            await asyncio.sleep(0.5)
+            await second.sessions.resume(token)
+            return second.sessions.resumed
+
+    assert run(scenario()) == 1

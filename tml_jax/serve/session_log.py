@@ -13,6 +13,7 @@ Nothing is synced to the disk: what the machine had not written out is lost with
 Whatever else changes, a head is one such record, and its `format` says how the rest is written.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -258,3 +259,22 @@ def sweep(folder: pathlib.Path, older_than_s: float, since: float) -> None:
             touched = max((path.stat().st_mtime for path in one.iterdir()), default=0.0)
             if time.time() - max(touched, since) > older_than_s:
                 SessionLog.locked(one).close(forget=True)
+
+
+async def take_up(folder: pathlib.Path) -> tuple[SessionLog, Kept]:
+    """`SessionLog.open`, in a thread; who is cancelled meanwhile leaves the session to others.
+
+    Raises:
+      UnknownSessionError, HeldElsewhereError, NotHereError: as `SessionLog.open`.
+    """
+    opening = asyncio.create_task(asyncio.to_thread(SessionLog.open, folder))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:  # or its lock would be held by nobody, for ever
+        opening.add_done_callback(_leave)
+        raise
+
+
+def _leave(opened: asyncio.Task[tuple[SessionLog, Kept]]) -> None:
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result()[0].close(forget=False)

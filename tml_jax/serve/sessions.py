@@ -416,12 +416,7 @@ class Sessions:
         if differs := difference(head["identity"], self.engine.identity):
             here = f"not with {self.engine.bundle.name} as this server has it: {differs}"
             raise NotHereError(f"This session is held with the model {head['name']}, and {here}.")
-        opening = asyncio.create_task(asyncio.to_thread(SessionLog.open, folder))
-        try:
-            log, kept = await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the client has gone meanwhile, and nobody would close what is opened now
-            opening.add_done_callback(_leave)
-            raise
+        log, kept = await session_log.take_up(folder)
         return self._add(session_id, SessionConfig.of_plain(head["config"]), token, log, kept)
 
     async def sweep(self) -> None:
@@ -444,11 +439,6 @@ class Sessions:
         """Ends every session with this error."""
         for session in tuple(self._live):
             session.end(error)
-
-
-def _leave(opened: asyncio.Task[tuple[SessionLog, Kept]]) -> None:
-    if not opened.cancelled() and opened.exception() is None:
-        opened.result()[0].close(forget=False)
 
 
 def _digest(token: str) -> bytes:
