@@ -14,7 +14,7 @@ from tml_jax.client.playback import Playback
 from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.inbox import Block, Inbox
-from tml_jax.serve.pacing import Pacer
+from tml_jax.serve.pacing import AHEAD_S, DRIFT, Pacer
 from tml_jax.streams.dmel import dmel
 from tml_jax.streams.micro_turn import empty_input
 from tml_jax.streams.sound import resample
@@ -147,11 +147,22 @@ def test_a_micro_turn_with_sound_has_no_tick() -> None:
 def test_pacing_steps_a_fast_client_in_real_time_and_catches_up_after_a_stall() -> None:
     pacer = Pacer(0.2, 0.4)
     pacer.begin(100.0, 0.2)
-    poured = [pacer.complete(100.0, 0.2 * (k + 1)) for k in range(5)]
-    assert np.diff(poured) == pytest.approx([0.2] * 4)
+    poured = [pacer.complete(100.0, 0.2 * (k + 1)) for k in range(50)]
+    assert poured[0] <= 100.0
+    assert poured[-1] == pytest.approx(100.0 + 50 * 0.2 - AHEAD_S, rel=2 * DRIFT)
+    assert np.diff(poured) == pytest.approx([0.2] * 49, rel=2 * DRIFT)
     stalled = Pacer(0.2, 0.4)
     stalled.begin(100.0, 0.2)
     assert all(stalled.complete(101.0, 0.2 * (k + 1)) < 101.0 for k in range(5)), "all of a late burst may go at once"
+
+
+@pytest.mark.parametrize("late_s", [0.13, 0.9])
+def test_pacing_makes_nobody_wait_whose_first_sound_alone_was_late(late_s: float) -> None:
+    pacer = Pacer(0.2, 0.4)
+    pacer.begin(100.02 + late_s, 0.02)
+    for k in range(100):
+        now = 100.0 + max(0.2 * (k + 1), late_s)
+        assert pacer.complete(now, 0.2 * (k + 1)) <= now
 
 
 def test_pacing_calls_sound_late_after_the_set_time_and_forgives_once_it_is_back() -> None:
@@ -168,14 +179,15 @@ def test_pacing_calls_sound_late_after_the_set_time_and_forgives_once_it_is_back
     assert pacer.late(101.91)
 
 
-def test_pacing_bears_a_clock_that_runs_slow_for_hours() -> None:
+@pytest.mark.parametrize("slower", [1.0005, 0.9995])
+def test_pacing_bears_a_clock_that_runs_slow_or_fast_for_hours(slower: float) -> None:
     pacer = Pacer(0.2, 0.4)
     pacer.begin(0.0)
     now = 0.0
     for k in range(20_000):
-        now += 0.2 * 1.0005
+        now += 0.2 * slower
         assert not pacer.late(now - 1e-6)
-        pacer.complete(now, 0.2 * (k + 1))
+        assert pacer.complete(now, 0.2 * (k + 1)) <= now
 
 
 def test_a_journal_can_be_read_back_after_a_crash(tmp_path: pathlib.Path) -> None:

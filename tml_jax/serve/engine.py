@@ -24,7 +24,6 @@ from tml_jax.executor.live import LiveModel
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.errors import BusyError
 from tml_jax.serve.inbox import Block
-from tml_jax.serve.pacing import EARLY_S
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
@@ -242,8 +241,8 @@ class Engine:
                 self._wake.notify_all()
 
     def next_tick_s(self) -> float:
-        """Seconds until the next tick."""
-        return max(0.0, self._next_tick - time.monotonic())
+        """Seconds until the next tick; also while a step, however long, goes on."""
+        return (self._next_tick - time.monotonic()) % self.bundle.spec.micro_turn_s
 
     def stats(self) -> EngineStats:
         """How the engine has done so far."""
@@ -388,7 +387,7 @@ class Engine:
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
         due = [began if self.unpaced else block.not_before or began for _, _, block in taken]  # replayed: no age
-        ages_s = [max(0.0, began - not_before - EARLY_S) for not_before in due]
+        ages_s = [max(0.0, began - not_before) for not_before in due]
         self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
         for i, one, block in taken:
             count = int(outputs.num_tokens[i])

@@ -25,7 +25,10 @@ STEP = prometheus.Histogram(
     registry=REGISTRY,
 )
 QUEUE = prometheus.Histogram(
-    "tml_queue_age_seconds", "How long after it was due a micro-turn was stepped.", buckets=_SECONDS, registry=REGISTRY
+    "tml_queue_age_seconds",
+    "How long a micro-turn that was complete, and due, waited.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
 )
 MISSED = prometheus.Counter("tml_deadline_misses", "Steps longer than a micro-turn.", registry=REGISTRY)
 ADMITTED = prometheus.Counter("tml_admitted", "Sessions that got a slot.", ["kind"], registry=REGISTRY)
