@@ -61,6 +61,22 @@ def test_who_comes_too_late_for_a_tick_is_stepped_soon_after_it(engine) -> None:
     assert np.median(waited) < SECOND_CHANCES[0] * TICK_S, waited
 
 
+def test_who_comes_late_is_stepped_with_those_who_are_behind_or_after_them(engine, monkeypatch) -> None:
+    """The step in which one catches up runs over the others' second chances."""
+    step = engine._model.step
+
+    def slow(*args: object) -> object:
+        time.sleep(0.3 * TICK_S)
+        return step(*args)
+
+    monkeypatch.setattr(engine._model, "step", slow)
+    behind, late = Sender(engine, [0.0, -TICK_S] * 10), Sender(engine, [0.0] * 3 + [0.01, 0.04] * 8)
+    engine.admit(behind, seed=0)
+    engine.admit(late, seed=1)
+    waited = late.waited_s()[4:]
+    assert np.quantile(waited, 0.9) < 0.5 * TICK_S, waited
+
+
 @pytest.mark.parametrize("part", [0.55, 0.9])
 def test_where_steps_take_long_who_comes_late_waits_and_makes_nobody_late(engine, monkeypatch, part: float) -> None:
     step, began = engine._model.step, list[float]()

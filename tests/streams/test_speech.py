@@ -6,6 +6,7 @@ import pytest
 from tests.streams.voice import voice
 from tml_jax.streams import speech
 from tml_jax.streams.micro_turn import StreamSpec
+from tml_jax.streams.vocoder import Vocoder
 
 SPEC = StreamSpec()
 HOP, TURN = SPEC.mel_hop, SPEC.samples
@@ -49,7 +50,7 @@ def test_silence_is_a_constant_and_speech_is_about_normal():
 @pytest.mark.parametrize("seed", range(2))
 def test_sound_has_the_mel_asked_for(seed):
     target = speech.mel(voice(2, seed), SPEC)
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     heard = speech.mel(play(vocoder, target)[vocoder.delay :], SPEC)[: len(target)]
     wanted, got = magnitude(target), magnitude(heard)
     assert np.linalg.norm(got - wanted) < 0.1 * np.linalg.norm(wanted)
@@ -57,14 +58,14 @@ def test_sound_has_the_mel_asked_for(seed):
     decibels = 20 * speech.STD * np.abs(heard - target)[loud].mean()
     assert decibels < 2
     # The iterations earn their keep.
-    crude = speech.mel(play(speech.Vocoder(SPEC, num_iterations=0), target)[vocoder.delay :], SPEC)[: len(target)]
+    crude = speech.mel(play(Vocoder(SPEC, num_iterations=0), target)[vocoder.delay :], SPEC)[: len(target)]
     assert 20 * speech.STD * np.abs(crude - target)[loud].mean() > 3 * decibels
 
 
 def test_a_click_is_heard_after_the_delay():
     sound = np.zeros(3 * TURN, np.float32)
     sound[TURN + 1000] = 1
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     loudest = np.abs(play(vocoder, speech.mel(sound, SPEC))).argmax()
     assert abs(loudest - (TURN + 1000 + vocoder.delay)) < HOP
 
@@ -73,7 +74,7 @@ def test_micro_turns_join_without_a_step():
     time = np.arange(20 * TURN) / 16_000
     phase = 2 * np.pi * np.cumsum(200 + 60 * np.sin(2 * np.pi * 1.7 * time)) / 16_000
     glide = (0.1 * sum(np.sin(k * phase + k) / k for k in range(1, 6))).astype(np.float32)
-    bends = np.abs(np.diff(play(speech.Vocoder(SPEC), speech.mel(glide, SPEC)), 2))
+    bends = np.abs(np.diff(play(Vocoder(SPEC), speech.mel(glide, SPEC)), 2))
     near = [
         np.mean([bends[k - 3 : k + 2].max() for k in range(TURN + at, 19 * TURN, TURN)]) for at in range(0, TURN, 400)
     ]
@@ -82,7 +83,7 @@ def test_micro_turns_join_without_a_step():
 
 def test_stopping_fades_out_at_once():
     tone = (0.3 * np.sin(2 * np.pi * 331 * np.arange(2 * TURN) / 16_000)).astype(np.float32)
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     sound = play(vocoder, speech.mel(tone, SPEC))
     tail = sound[2 * TURN :]
     assert np.abs(tail[:100]).max() > 0.1  # what was still to be played
@@ -93,7 +94,7 @@ def test_stopping_fades_out_at_once():
 
 
 def test_silence_costs_and_sounds_nothing():
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     silent = np.full((SPEC.mel_frames, SPEC.mel_bins), speech.SILENCE, np.float32)
     for frames in (None, silent, None):
         sound = vocoder.push(frames)
@@ -104,21 +105,21 @@ def test_silence_costs_and_sounds_nothing():
 
 def test_same_frames_same_bits():
     frames = speech.mel(voice(1), SPEC)
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     first = play(vocoder, frames)
     np.testing.assert_array_equal(play(vocoder, frames), first)  # after a silent micro-turn nothing is remembered
     vocoder.push(frames[20:30])
     vocoder.reset()
     np.testing.assert_array_equal(play(vocoder, frames), first)
-    np.testing.assert_array_equal(play(speech.Vocoder(SPEC), frames), first)
+    np.testing.assert_array_equal(play(Vocoder(SPEC), frames), first)
 
 
 def test_frames_that_are_no_numbers_stay_in_their_place():
     frames = speech.mel(voice(1), SPEC)
-    vocoder = speech.Vocoder(SPEC)
+    vocoder = Vocoder(SPEC)
     bad = frames[:10].copy()
     bad[3, 5], bad[4, 6], bad[5] = np.nan, np.inf, 1e30
     sound = np.concatenate([vocoder.push(bad), vocoder.push(frames[10:20]), vocoder.push(None)])
     assert np.isfinite(sound).all()
     assert np.abs(sound).max() <= 1
-    np.testing.assert_array_equal(play(vocoder, frames), play(speech.Vocoder(SPEC), frames))
+    np.testing.assert_array_equal(play(vocoder, frames), play(Vocoder(SPEC), frames))

@@ -25,6 +25,7 @@ from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.errors import BusyError
 from tml_jax.serve.inbox import Block
 from tml_jax.streams.micro_turn import MicroTurnInput, MicroTurnOutput, empty_input
+from tml_jax.streams.vocoder import Vocoder
 
 # Within a tick, sessions that are behind are stepped again, if this part of the micro-turn is not used up yet.
 CATCH_UP_BUDGET = 0.5
@@ -145,6 +146,7 @@ class Engine:
     def start(self, *, identify: bool = False) -> None:
         """Compiles everything that will ever run, then starts to tick; `identify` the model for sessions to be kept."""
         bundle = self.bundle
+        Vocoder(bundle.spec)  # the sessions' run its program
         self._model = LiveModel(bundle.executor, bundle.model, bundle.spec, self.num_slots)
         self._params = bundle.params
         self._state = self._model.warm_up(self._params)
@@ -294,8 +296,7 @@ class Engine:
             while self._next_tick <= time.monotonic():  # ticks that a slow step ran over are lost, not made up for
                 self._next_tick += period
             if not self.unpaced:
-                moments = (tick + part * period for part in SECOND_CHANCES)
-                chances.extend(moment for moment in moments if moment > time.monotonic())
+                chances.extend(tick + part * period for part in SECOND_CHANCES)  # soon, if the step ran over them
 
     def _ends_in_time(self) -> bool:
         """Whether even a slow step would be over at the next tick: who is late makes nobody else late."""
@@ -330,7 +331,7 @@ class Engine:
                 slot.row = None
 
     def _step_ready(self, moment: float) -> bool:
-        """Steps the sessions that have a micro-turn; False if there were none."""
+        """Steps the sessions that have a micro-turn by now, due at that moment; False if there were none."""
         self._move()
         with self._wake:
             live = [
@@ -338,7 +339,8 @@ class Engine:
                 for i, slot in enumerate(self._slots)
                 if slot.live is not None and slot.row is None and slot.parking is None
             ]
-            ready = [(i, one) for i, one in live if one.ready(None if self.unpaced else moment)]
+            now = None if self.unpaced else time.monotonic()
+            ready = [(i, one) for i, one in live if one.ready(now)]
             if not ready:
                 return False
             fresh = np.asarray([slot.fresh for slot in self._slots])
