@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from tml_jax.streams.micro_turn import StreamSpec
-from tml_jax.streams.vocoder import Vocoder
 from tml_jax.streams.text import TextDecoder, Tokenizer
+from tml_jax.streams.vocoder import Vocoder
 from tml_jax.wire import events
 
 AUDIBLE = 1e-4  # sound below this is not told
