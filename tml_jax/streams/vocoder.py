@@ -1,7 +1,7 @@
 """Mel frames to sound: the vocoder that the model's speech is played with.
 
-All of a micro-turn's arithmetic is one compiled program on the host's processor. As numpy it was some three hundred
-calls, each of which gave up Python's lock and waited for it again: 3 ms of work took 200 where other threads were busy.
+All of a micro-turn's arithmetic is one compiled program on the host's processor. In numpy it was three hundred calls,
+each of which gave up Python's lock and waited for it again: 3 ms of work took up to 200 in a server with much to do.
 """
 
 import functools
@@ -61,7 +61,7 @@ def _filters(spec: StreamSpec) -> _Filters:
 
 
 def _fade(spec: StreamSpec) -> Float[np.ndarray, "overlap"]:
-    """What is left of the squared windows beyond the last frame, where fewer of them cover a sample; at the end none."""
+    """What is left of the squared windows beyond the last frame, where fewer of them cover a sample."""
     carried, overlap, _, _ = _shape(spec)
     window = spectrum.hann_window(spec.mel_window).astype(np.float32)
     squares = np.zeros(overlap, np.float32)
