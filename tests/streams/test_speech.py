@@ -25,6 +25,12 @@ def magnitude(frames):
     return 10 ** (frames * speech.STD + speech.MEAN)
 
 
+@pytest.mark.parametrize("window", [1000, 960])
+def test_windows_that_do_not_add_up_are_refused(window):
+    with pytest.raises(ValueError, match=f"mel_window={window} must be a multiple of mel_hop=320, 4 or more"):
+        StreamSpec(mel_window=window)
+
+
 def test_frames_tile_the_micro_turn():
     sound = voice(2)
     frames = speech.mel(sound, SPEC)
@@ -129,13 +135,15 @@ def test_sound_does_not_wait_for_who_holds_pythons_lock():
     threads = [threading.Thread(target=compute) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for block in blocks:
-        began = time.monotonic()
-        vocoder.push(block)
-        took_s.append(time.monotonic() - began)
-    over.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for block in blocks:
+            began = time.monotonic()
+            vocoder.push(block)
+            took_s.append(time.monotonic() - began)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
     assert np.median(took_s) < 0.2, took_s
 
 

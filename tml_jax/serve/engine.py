@@ -1,6 +1,7 @@
 """The engine: one thread that owns the model's state and steps all session slots together, every 200 ms.
 
-Whose input comes late for a tick is stepped soon after it, as far as steps are short enough to be over by the next one.
+Whose input comes late for a tick is stepped soon after it, as far as steps are short enough to be over by the next one,
+or with those who catch up.
 
 The compiled shapes never change: a slot without a session, or whose input is not complete, is inactive in that
 step. Everything that belongs to a single session (sound to dMel, frames to patches, mel to sound, text) is done
@@ -243,7 +244,7 @@ class Engine:
                 self._wake.notify_all()
 
     def next_tick_s(self) -> float:
-        """Seconds until the next tick; also while a step, however long, goes on."""
+        """Seconds until the next tick, where there are ticks; also while a step, however long, goes on."""
         return (self._next_tick - time.monotonic()) % self.bundle.spec.micro_turn_s
 
     def stats(self) -> EngineStats:
@@ -275,7 +276,7 @@ class Engine:
     def _tick_on(self) -> None:
         period = self.bundle.spec.micro_turn_s
         self._next_tick = time.monotonic() + period
-        chances = collections.deque[float]()  # of the last tick, that are still to come
+        chances = collections.deque[float]()  # that the last tick leaves
         while True:
             moment = chances[0] if chances else self._next_tick
             with self._wake:
@@ -296,7 +297,8 @@ class Engine:
             while self._next_tick <= time.monotonic():  # ticks that a slow step ran over are lost, not made up for
                 self._next_tick += period
             if not self.unpaced:
-                chances.extend(tick + part * period for part in SECOND_CHANCES)  # soon, if the step ran over them
+                free = time.monotonic()
+                chances.extend(max(free, tick + part * period) for part in SECOND_CHANCES)
 
     def _ends_in_time(self) -> bool:
         """Whether even a slow step would be over at the next tick: who is late makes nobody else late."""
@@ -331,7 +333,7 @@ class Engine:
                 slot.row = None
 
     def _step_ready(self, moment: float) -> bool:
-        """Steps the sessions that have a micro-turn by now, due at that moment; False if there were none."""
+        """Steps who has a micro-turn, where any had one at that moment, when it was due; else gives False."""
         self._move()
         with self._wake:
             live = [
@@ -339,10 +341,10 @@ class Engine:
                 for i, slot in enumerate(self._slots)
                 if slot.live is not None and slot.row is None and slot.parking is None
             ]
-            now = None if self.unpaced else time.monotonic()
-            ready = [(i, one) for i, one in live if one.ready(now)]
-            if not ready:
+            if not any(one.ready(None if self.unpaced else moment) for _, one in live):
                 return False
+            began = time.monotonic()  # who came since goes with them
+            ready = [(i, one) for i, one in live if one.ready(None if self.unpaced else began)]
             fresh = np.asarray([slot.fresh for slot in self._slots])
             for slot in self._slots:
                 slot.fresh = False
@@ -363,7 +365,9 @@ class Engine:
                 one.fail(error)
             self._state = self._model.init()
             return True
-        self._hand_out(moment, inputs, outputs, taken, len(live))
+        due = [began if self.unpaced else block.not_before or began for _, _, block in taken]  # replayed: no age
+        ages_s = [began - not_before for not_before in due]
+        self._hand_out(moment, inputs, outputs, taken, len(live), ages_s)
         return True
 
     def _run_step(self, inputs: MicroTurnInput) -> MicroTurnOutput:
@@ -375,21 +379,20 @@ class Engine:
 
     def _hand_out(
         self,
-        began: float,
+        due: float,
         inputs: MicroTurnInput,
         outputs: MicroTurnOutput,
         taken: list[tuple[int, Live, Block]],
         live: int,
+        ages_s: list[float],
     ) -> None:
-        elapsed = time.monotonic() - began
+        elapsed = time.monotonic() - due
         missed = not self.unpaced and elapsed > self.bundle.spec.micro_turn_s
         with self._counting:
             self._steps += 1
             self._misses += missed
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
-        due = [began if self.unpaced else block.not_before or began for _, _, block in taken]  # replayed: no age
-        ages_s = [max(0.0, began - not_before) for not_before in due]
         self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
         for i, one, block in taken:
             count = int(outputs.num_tokens[i])

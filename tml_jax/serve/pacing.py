@@ -1,15 +1,15 @@
 """When a session's micro-turns are due: the arithmetic of live sound, with no clock of its own.
 
-Three rules. A client that sends faster than real time is stepped in real time, `AHEAD_S` ahead. A burst after a stall
-is caught up with, for the sound in it was due long ago. Sound that stays away is replaced by silence once it is
-`late_s` late, so that the model's time goes on; sound that comes after that starts on time again.
+Three rules. A client that sends faster than real time is stepped in real time, `AHEAD_S` ahead and by `DRIFT` faster.
+A burst after a stall is caught up with, for the sound in it was due long ago. Sound that stays away is replaced by
+silence once it is `late_s` late, so that the model's time goes on; sound that comes after that starts on time again.
 """
 
 import dataclasses
 
 # A micro-turn may be stepped this long before its sound can have ended, reckoned from when the first of it came: that
 # may have come late, and what a session's first sound has lost on its way it would else wait for to its end.
-AHEAD_S = 1.0
+AHEAD_S = 0.5
 # The same of silence, which nobody sends.
 EARLY_S = 0.1
 # A client's sample clock may run this much slower than ours before silence is put in, or faster before sound waits.

@@ -68,6 +68,8 @@ class StreamSpec:
             raise ValueError(
                 f"max_output={self.max_output} must divide the {self.mel_frames} mel frames of a micro-turn."
             )
+        if self.mel_window % self.mel_hop or self.mel_window < 4 * self.mel_hop:
+            raise ValueError(f"mel_window={self.mel_window} must be a multiple of mel_hop={self.mel_hop}, 4 or more.")
 
     @property
     def micro_turn_s(self) -> float:

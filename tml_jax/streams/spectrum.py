@@ -53,9 +53,6 @@ class MelFilters:
         self._starts = np.searchsorted(band, np.arange(num_mels + 1))
         if len(np.unique(band)) != num_mels + 1:
             raise ValueError(f"A window of {window} samples is too short for {num_mels} mel bins.")
-        # How many bins to give each filter; in the outermost bands, where one of the two is missing, its weight is 0.
-        self._rising_bins = np.bincount(np.minimum(band, num_mels - 1))
-        self._falling_bins = np.bincount(np.maximum(band - 1, 0))
         low, high, area = corners[band], corners[band + 1], 2 / (corners[2:] - corners[:-2])
         self.rising = (np.append(area, 0)[band] * ((bins - low) / (high - low))).astype(np.float32).astype(dtype)
         self.falling = (np.append(0, area)[band] * ((high - bins) / (high - low))).astype(np.float32).astype(dtype)
@@ -66,12 +63,6 @@ class MelFilters:
         rising = np.add.reduceat(spectrum * self.rising, self._starts, axis=1)
         falling = np.add.reduceat(spectrum * self.falling, self._starts, axis=1)
         return rising[:, :-1] + falling[:, 1:]
-
-    def spread(self, mel: Float[np.ndarray, "frames mels"]) -> Float[np.ndarray, "frames bins"]:
-        """The transpose of `apply`: each bin's weighted sum over the filters that see it."""
-        spectrum = np.repeat(mel, self._rising_bins, axis=-1) * self.rising
-        spectrum += np.repeat(mel, self._falling_bins, axis=-1) * self.falling
-        return spectrum
 
 
 def cut(waveform: Float[np.ndarray, "samples"], window: int, hop: int) -> Float[np.ndarray, "frames window"]:

@@ -1,7 +1,8 @@
 """Mel frames to sound: the vocoder that the model's speech is played with.
 
-All of a micro-turn's arithmetic is one compiled program on the host's processor. In numpy it was three hundred calls,
-each of which gave up Python's lock and waited for it again: 3 ms of work took up to 200 in a server with much to do.
+All of a micro-turn's arithmetic is one compiled program, on the host's processor where JAX has it. In numpy it would be
+three hundred calls, each of which gives up Python's lock and waits for it again: 3 ms of work take up to 200 where
+other threads are busy.
 """
 
 import functools
@@ -35,8 +36,6 @@ class _Shape(NamedTuple):
 
 
 def _shape(spec: StreamSpec) -> _Shape:
-    if spec.mel_window % spec.mel_hop or spec.mel_window < 4 * spec.mel_hop:
-        raise ValueError(f"mel_window={spec.mel_window} must be a multiple of mel_hop={spec.mel_hop}, 4 or more.")
     carried = spec.mel_window // spec.mel_hop - 1
     frames = carried + spec.mel_frames
     return _Shape(carried, carried * spec.mel_hop, frames, (frames - 1) * spec.mel_hop + spec.mel_window)
@@ -140,7 +139,7 @@ def _host() -> jax.Device:
 
 
 class Vocoder:
-    """Mel frames -> sound, one micro-turn at a time, continuous from call to call and the same on every run.
+    """Mel frames -> sound, one micro-turn at a time, continuous from call to call, the same on every run.
 
     Each call solves for the part of the sound that its frames touch while what has been played stays fixed:
     a block of Griffin and Lim's iterations with momentum (N. Perraudin et al., 2013), like RTISI-LA (X. Zhu et al.,
