@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SAFETY_S = 0.04
+SAFETY_S = 0.05
 JUDGED = 50  # the last micro-turns, by whose arrival it is judged how late those to come may be
 LONGEST_S = 0.4  # speech does not begin later than that for the sake of what may come late
 FADE_S = 0.01  # in which sound that is cut goes to nothing
