@@ -10,6 +10,7 @@ key: two sessions that share anything they should not, or a slot that was not em
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -95,7 +96,8 @@ class FakeModel:
 
 def fake_bundle(folder: pathlib.Path) -> ModelBundle:
     """The fake model, ready to be served; its tokenizer's file goes to `folder`."""
-    path = folder / "tokenizer.json"
-    path.write_text(vocabulary.build_json())
+    path, mine = folder / "tokenizer.json", folder / f"{os.getpid()}.json"
+    mine.write_text(vocabulary.build_json())
+    mine.replace(path)  # which another process of a pod may be reading
     tokenizer = Tokenizer(path)
     return ModelBundle("fake", FakeModel(SPEC, tokenizer), {"gain": jnp.ones(())}, tokenizer, SPEC)

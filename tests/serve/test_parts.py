@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.serve.fakes import SPEC
 from tml_jax.client import summary
-from tml_jax.client.playback import Playback
+from tml_jax.client.playback import SAFETY_S, Playback
 from tml_jax.serve import intake
 from tml_jax.serve.assembler import Assembler
 from tml_jax.serve.inbox import Block, Inbox
@@ -213,17 +213,17 @@ def _sound(value: int) -> np.ndarray:
 def test_playback_in_real_time_starts_on_arrival_and_runs_on_without_gaps() -> None:
     playback = Playback(16_000, real_time=True)
     playback.add(_sound(1000), 4, 1.0, 1.05)
-    playback.add(_sound(2000), 5, 1.2, 1.28)  # due at 1.29: in time
-    playback.add(_sound(3000), 6, 1.4, 1.60)  # due at 1.49: too late
+    playback.add(_sound(2000), 5, 1.2, 1.28)  # due at 1.25 + SAFETY_S: in time
+    playback.add(_sound(3000), 6, 1.4, 1.60)  # due at 1.45 + SAFETY_S: too late
     sound = np.round(playback.sound(2.0) * 32767)
     starts = [int(np.argmax(sound == value)) / 16_000 for value in (1000, 2000, 3000)]
-    assert starts == pytest.approx([1.09, 1.29, 1.64])
+    assert starts == pytest.approx(np.add([1.05, 1.25, 1.60], SAFETY_S))
     assert playback.underruns == 1
     assert len(sound) == 32_000
 
 
 def late_playback() -> Playback:
-    """Micro-turns 4 to 8, of which the network held up 5 to 8 for 1 s: each is heard 1.04 s later than it could be."""
+    """Micro-turns 4 to 8, of which the network held up 5 to 8 for 1 s: each is heard 1 s later than it could be."""
     playback = Playback(16_000, real_time=True)
     playback.add(_sound(1000), 4, 1.0, 1.05, 1)
     for turn in range(5, 9):
@@ -234,18 +234,23 @@ def late_playback() -> Playback:
 def test_what_was_cut_short_is_not_played_to_its_end() -> None:
     playback = late_playback()
     heard_out = playback.sound(4.0)
-    until_s = playback.cut(1, 2.425)  # 0.1 s into micro-turn 5, and after all of it came
+    at_s = 2.385 + SAFETY_S  # 0.1 s into micro-turn 5, and after all of it came
+    until_s = playback.cut(1, at_s)
     assert until_s == pytest.approx(1.3)
     playback.add(_sound(9000), 9, 2.0, 2.44, 1)  # of the same stretch, and too late
     cut = playback.sound(4.0)
-    now = round(2.425 * 16_000)
-    assert np.flatnonzero(heard_out)[-1] / 16_000 == pytest.approx(3.125, abs=1e-3), "0.7 s stale, without the cut"
+    now = round(at_s * 16_000)
+    assert np.flatnonzero(heard_out)[-1] / 16_000 == pytest.approx(3.085 + SAFETY_S, abs=1e-3), (
+        "0.7 s stale, without the cut"
+    )
     assert np.array_equal(cut[:now], heard_out[:now])
     assert np.all(np.abs(np.diff(cut[now - 1 :])) < 5000 / 32767 / 100), "it fades"
     assert not cut[now + 160 :].any()
     playback.add(_sound(3000), 12, 2.6, 2.65, 2)
     assert np.round(playback.sound(4.0) * 32767).max() == 5000, "the next stretch is played"
-    assert np.argmax(playback.sound(4.0)[now + 160 :] > 0) + now + 160 == pytest.approx(2.69 * 16_000, abs=2)
+    assert np.argmax(playback.sound(4.0)[now + 160 :] > 0) + now + 160 == pytest.approx(
+        (2.65 + SAFETY_S) * 16_000, abs=2
+    )
 
 
 def test_what_was_played_already_is_not_cut() -> None:
