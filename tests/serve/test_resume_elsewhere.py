@@ -206,10 +206,10 @@ def test_another_format_is_refused_and_swept_away_in_time(engine, run, tmp_path:
         session_log.sweep(tmp_path, 0.0, 0.0)
         return found
 
-    sentence = "This session was kept in format {} by another version of the server, and this one reads format 2 alone."
+    sentence = "This session was kept in format {} by another version of the server, and this one reads format 3 alone."
     unknown = run(scenario())
     assert [code for code, _ in unknown] == [grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND] * 2
-    assert [said for _, said in unknown[::2]] == [sentence.format(1), sentence.format(3)]
+    assert [said for _, said in unknown[::2]] == [sentence.format(1), sentence.format(4)]
     assert not list(tmp_path.iterdir())
 
 
@@ -231,10 +231,11 @@ def test_what_is_damaged_is_not_gone_on_with(engine, run, tmp_path: pathlib.Path
     assert run(scenario()) == (grpc.StatusCode.FAILED_PRECONDITION, damaged)
 
 
-FORMAT_2 = {
+FORMAT_3 = {
     "head": "config digest every format identity name",
     "config": "background instructions seed sends_audio sends_video sound wants_audio",
-    "block": "closes frames heard held level levels lost_ms notes patches received silence_ms tokens",
+    "block": "closes frames frames_dropped heard held level levels lost_ms notes patches received "
+    "shortened_ms silence_ms standing tokens",
     "note": "answers state task text who",
     "received": "closed frames sound texts",
     "state": "closed counts cut journal last outlet row said tasks told waiting",
@@ -261,8 +262,8 @@ def test_what_is_kept_is_of_this_format(engine, run, tmp_path: pathlib.Path) -> 
     found = {"head": head, "config": head["config"], "block": block, "note": vars(Note("", ""))}
     found |= {"received": block["received"], "state": state, "last": state["last"], "outlet": outlet}
     found |= {f"outlet.{name}": outlet[name] for name in ("said", "speech", "vocoder")} | {"tasks": state["tasks"]}
-    assert {name: " ".join(sorted(fields)) for name, fields in found.items()} == FORMAT_2
-    assert (head["format"], session_log.FORMAT) == (2, 2)
+    assert {name: " ".join(sorted(fields)) for name, fields in found.items()} == FORMAT_3
+    assert (head["format"], session_log.FORMAT) == (3, 3)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,9 @@ from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.wire.events import Position
 
 MAX_FRAMES = 64  # that wait for the end of their micro-turn
+_CELL_S = 0.01  # of sound that is a pause as a whole or not at all
+_PAUSE, _OVER_NOISE = (1e-3, 0.03), 3.0  # root mean squares: the least and the most of a pause; of its noise
+_NOISE_RISES = 1.0015  # a cell, where it is louder than the least so far
 
 
 class Assembler:
@@ -40,12 +43,12 @@ class Assembler:
         """
         self._spec, self._has_audio, self._inbox, self._pacer, self._clock = spec, has_audio, inbox, pacer, clock
         self._sent = sent
-        self._dmel, self._video = DmelStream(spec), FrameStream(spec)
+        self._dmel, self._video, self._cell = DmelStream(spec), FrameStream(spec), round(_CELL_S * spec.sample_rate)
         self._levels: list[np.ndarray] = []
         self._frames: list[np.ndarray] = []
-        self._filled = self._received = 0
-        self._power, self._lost_ms = 0.0, 0
-        self.frames = 0
+        self._filled = self._received = self._shortened = 0
+        self._power, self._lost_ms, self._noise = 0.0, 0, 1.0
+        self.frames = self._new_frames = 0
 
     def go_on(self, last: Block) -> None:
         """Goes on after a micro-turn that was completed by another one."""
@@ -54,7 +57,33 @@ class Assembler:
             self._dmel.held = last.held
 
     def push(self, samples: np.ndarray) -> None:
-        """Sound, float32 at the stream's rate."""
+        """Sound, float32 at the stream's rate.
+
+        Where silence was put in for it, and time is ahead by that, its pauses are left out until it is not.
+        """
+        count = round(len(samples) / self._cell)
+        if not count:  # too short to tell a pause from a wave
+            return self._take(samples)
+        edges = np.linspace(0, len(samples), count + 1).astype(int)
+        sizes = np.diff(edges)
+        levels = np.sqrt(np.add.reduceat(samples * samples, edges[:-1]) / sizes)
+        self._noise = min([self._noise * _NOISE_RISES**count, *levels])
+        rate, heard = self._spec.sample_rate, 0
+        for cell in np.flatnonzero(levels <= np.clip(_OVER_NOISE * self._noise, *_PAUSE)):
+            after_s = (self._filled + len(samples) - heard) / rate  # of the micro-turn, with all that is here
+            if self._pacer.surplus(self._clock(), after_s) * rate < sizes[cell]:
+                break
+            self._take(samples[heard : edges[cell]])
+            self._leave_out(int(sizes[cell]))
+            heard = edges[cell + 1]
+        return self._take(samples[heard:])
+
+    def _leave_out(self, count: int) -> None:
+        self._pacer.make_up(count / self._spec.sample_rate)
+        self._received += count
+        self._shortened += count
+
+    def _take(self, samples: np.ndarray) -> None:
         while len(samples):
             piece, samples = np.split(samples, [self._spec.samples - self._filled])
             self._listen(piece)
@@ -67,6 +96,7 @@ class Assembler:
         """A picture, uint8 [H, W, 3], best at the size that the model sees."""
         self._frames.append(frame)
         self.frames += 1
+        self._new_frames += 1
         if len(self._frames) > MAX_FRAMES:  # a client without sense of time: thin out what it sent
             self._frames = self._frames[1::2]
 
@@ -83,7 +113,8 @@ class Assembler:
         if missing:
             self._listen(np.zeros(missing, np.float32))
         silence_ms = 0 if expected else missing * 1000 // self._spec.sample_rate
-        self._seal(max(self._clock(), self._pacer.skip()), silence_ms, closes)
+        now = self._clock()
+        self._seal(max(now, self._pacer.skip(now, silence_ms / 1000)), silence_ms, closes)
 
     def _listen(self, samples: np.ndarray) -> None:
         self._levels.append(self._dmel.push(samples))
@@ -96,6 +127,7 @@ class Assembler:
             levels = np.concatenate(self._levels)
             assert len(levels) == self._spec.dmel_frames, f"{len(levels)} dMel frames in a micro-turn"
         frames, self._frames = self._frames, []
+        seen = min(len(frames), self._video.max_frames)
         # As precise as the trainer's, which are kept in that dtype: live, the model reads what it has learnt to read.
         patches = self._video.push(frames).astype(packed.DTYPE) if frames else None
         level = float(np.sqrt(self._power / self._spec.samples))
@@ -106,8 +138,10 @@ class Assembler:
                 not_before=not_before,
                 silence_ms=silence_ms,
                 level=level,
-                frames=len(frames),
+                frames=self._new_frames,
+                frames_dropped=self._new_frames - seen,
                 lost_ms=self._lost_ms,
+                shortened_ms=self._shortened * 1000 // self._spec.sample_rate,
                 received=Position(self._sent(self._received), self.frames, closed=closes is not None),
                 heard=self._received,
                 held=self._dmel.held if self._has_audio else None,
@@ -115,3 +149,4 @@ class Assembler:
             )
         )
         self._levels, self._filled, self._power, self._lost_ms = [], 0, 0.0, 0
+        self._new_frames = self._shortened = 0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tml_jax.executor.checksum import checksum
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import StepModel
+from tml_jax.serve.standing import View
 from tml_jax.streams.micro_turn import StreamSpec
 
 
@@ -25,6 +26,7 @@ class ModelBundle:
       spec: the shape of the stream.
       executor: where it runs; its weights lie there.
       config: what else says how it computes: its sizes, its constants, its dtype.
+      view: how much it sees of a conversation; None: all of it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ModelBundle:
     spec: StreamSpec
     executor: Executor = dataclasses.field(default_factory=Executor)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    view: View | None = None
 
     def identity(self, state: Mapping[str, str]) -> dict[str, Any]:
         """All that a conversation with it depends on, of plain values; `state` is how its states are laid out.
@@ -94,4 +97,5 @@ def load_bundle(
     known = config.to_json() | {"dtype": dtype.name, "int8": int8}
     known.pop("stream")
     model = InteractionModel(config, dtype)
-    return ModelBundle(folder.name, model, params, tokenizer, config.stream, executor, known)
+    view = View(config.state.sinks, config.state.global_window)
+    return ModelBundle(folder.name, model, params, tokenizer, config.stream, executor, known, view)

@@ -45,7 +45,7 @@ class EngineDiedError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class TurnResult:
-    """One session's part of a step: its rows of `MicroTurnOutput` and how the step went.
+    """One session's part of a step: its rows of `MicroTurnOutput`, how the step went and for how long it was awaited.
 
     `state` is the conversation after it where the block is `cut`, for `Engine.to_host`.
     """
@@ -58,6 +58,7 @@ class TurnResult:
     block: Block
     step_ms: float
     missed: bool
+    queued_ms: float
     state: Any = None
 
 
@@ -394,7 +395,7 @@ class Engine:
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
         self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
-        for i, one, block in taken:
+        for (i, one, block), age_s in zip(taken, ages_s, strict=True):
             count = int(outputs.num_tokens[i])
             one.deliver(
                 TurnResult(
@@ -406,6 +407,7 @@ class Engine:
                     block=block,
                     step_ms=elapsed * 1000,
                     missed=missed,
+                    queued_ms=max(0.0, age_s * 1000),
                     state=self._model.row(self._state, i) if block.cut else None,
                 )
             )

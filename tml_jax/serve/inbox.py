@@ -4,9 +4,11 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
+from tml_jax.serve.standing import Standing, View
 from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec
 from tml_jax.wire.events import Position
 
@@ -42,15 +44,18 @@ class Block:
       not_before: monotonic time before which it should not be stepped; never before it was complete.
       silence_ms: silence put in for sound that did not arrive.
       level: root mean square of the sound.
-      frames: video frames in it.
+      frames: video frames that came in it. frames_dropped: those of them that were too many for it.
       lost_ms: sound that the client had numbered and did not send.
+      shortened_ms: pauses left out of the sound, to make up for silence put in.
       tokens: of texts that came while it was filled; what does not fit is read in later ones.
       notes: these texts.
       received: what there is of the client's input with it; sound from here on is wanted of one who goes on after it.
       heard: samples at the stream's rate, without silences put in, up to its end.
       held: the last of them that the next micro-turn's dMel looks at.
       closes: the client closed its input with it, and so many milliseconds may follow; or None.
-      cut: the session's state after it is to be kept. waiting: then, the text that waits to be read after it.
+      standing: of `tokens`, each message that is instructions.
+      cut: the session's state after it is to be kept. waiting: then, the text that waits to be read after it, and
+        what is known of its instructions.
     """
 
     levels: np.ndarray | None
@@ -59,15 +64,18 @@ class Block:
     silence_ms: int = 0
     level: float = 0.0
     frames: int = 0
+    frames_dropped: int = 0
     lost_ms: int = 0
+    shortened_ms: int = 0
     tokens: tuple[int, ...] = ()
     notes: tuple[Note, ...] = ()
     received: Position = Position()
     heard: int = 0
     held: np.ndarray | None = None
     closes: int | None = None
+    standing: tuple[tuple[int, ...], ...] = ()
     cut: bool = False
-    waiting: tuple[int, ...] = ()
+    waiting: Any = None
 
 
 class Inbox:
@@ -83,6 +91,7 @@ class Inbox:
         tick_token: int,
         notify: Callable[[], None],
         keep: Callable[[int, Block], bool] = lambda turn, block: False,
+        view: View | None = None,
     ) -> None:
         """Makes an empty one.
 
@@ -92,27 +101,32 @@ class Inbox:
           notify: called after every `put`.
           keep: called with each micro-turn's index and all of it before anybody can see it; says whether the session's
             state after it is to be kept.
+          view: how much the model sees, by which it is told its instructions again.
         """
         self._spec, self._tick, self._notify, self._keep = spec, tick_token, notify, keep
         self._lock = threading.Lock()
         self._blocks: collections.deque[tuple[Block, list[int]]] = collections.deque()
         self._text: collections.deque[int] = collections.deque()
+        self._standing, self._instructions = Standing(view), list[tuple[int, ...]]()
         self._new: list[int] = []
         self._notes: list[Note] = []
         self._put = self._taken = self._texts = 0
 
-    def go_on(self, turn: int, waiting: Sequence[int], texts: int) -> None:
-        """Goes on as the inbox of a session that is `turn` micro-turns old, with text that waits to be read."""
+    def go_on(self, turn: int, waiting: Any, texts: int) -> None:
+        """Goes on as the inbox of a session that is `turn` micro-turns old, with what waits to be read."""
         self._put = self._taken = turn
-        self._text, self._texts = collections.deque(waiting), texts
+        text, standing = waiting
+        self._text, self._texts = collections.deque(text), texts
+        self._standing.go_on(standing)
 
     def put(self, block: Block) -> None:
         """Appends a complete micro-turn, and the text that came with it."""
         with self._lock:
             received = dataclasses.replace(block.received, texts=self._texts)
-            block = dataclasses.replace(block, tokens=tuple(self._new), notes=tuple(self._notes), received=received)
+            told = {"tokens": tuple(self._new), "notes": tuple(self._notes), "standing": tuple(self._instructions)}
+            block = dataclasses.replace(block, received=received, **told)
             self._put_whole(dataclasses.replace(block, cut=self._keep(self._put, block)))
-            self._new, self._notes = [], []
+            self._new, self._notes, self._instructions = [], [], []
         self._notify()
 
     def put_again(self, block: Block) -> None:
@@ -124,14 +138,24 @@ class Inbox:
     def _put_whole(self, block: Block) -> None:
         self._text.extend(block.tokens)
         text = [self._text.popleft() for _ in range(min(len(self._text), self._spec.max_text))]
-        waiting = tuple(self._text) if block.cut else ()
+        for message in block.standing:
+            self._standing.add(message)
+        self._text.extend(self._standing.read(self._trunk_tokens(block, len(text))))
+        waiting = (tuple(self._text), self._standing.state()) if block.cut else None
         self._blocks.append((dataclasses.replace(block, waiting=waiting), text))
         self._put += 1
 
-    def put_text(self, tokens: Sequence[int], *notes: Note, counted: bool = False) -> None:
-        """Text for the micro-turn that is being filled now; `counted` among the client's."""
+    def _trunk_tokens(self, block: Block, text: int) -> int:
+        """At most, with what the model writes."""
+        sound = 0 if block.levels is None else self._spec.audio_tokens
+        seen = 0 if block.patches is None else len(block.patches)
+        return max(1, sound + seen + text) + self._spec.max_output
+
+    def put_text(self, tokens: Sequence[int], *notes: Note, counted: bool = False, standing: bool = False) -> None:
+        """Text for the micro-turn that is being filled now; `counted` among the client's; `standing` instructions."""
         with self._lock:
             self._new.extend(tokens)
+            self._instructions += [tuple(tokens)] if standing else []
             self._notes.extend(notes)
             self._texts += counted
 

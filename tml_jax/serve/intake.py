@@ -22,6 +22,18 @@ MIN_RATE, MAX_RATE, MAX_CHANNELS = 4000, 192_000, 8
 DELAY_S = sound.LOOK_AHEAD_S + 0.0005  # of sound at other rates than the stream's
 _SETTLE_S = 0.05  # after which a resampler's beginning is forgotten; it remembers twice `sound.LOOK_AHEAD_S`
 
+_CONTAINERS = {
+    b"RIFF": "a WAV file (RIFF)",
+    b"RIFX": "a WAV file (RIFX)",
+    b"OggS": "an Ogg file",
+    b"fLaC": "a FLAC file",
+    b"ID3": "an MP3 file (ID3)",
+    b"\x1aE\xdf\xa3": "a WebM or Matroska file",
+    b"caff": "a CAF file",
+    b".snd": "an AU file",
+    b"FORM": "an AIFF file",
+}
+
 
 class BadInputError(ValueError):
     """What a client sent cannot be taken; the message is one sentence for its user."""
@@ -122,10 +134,13 @@ class SoundIntake:
         """One chunk of whole samples -> the samples that are ready.
 
         Raises:
-          BadInputError: the chunk is empty, too long, cut inside a sample, or holds values that are no numbers.
+          BadInputError: the chunk is empty, too long, cut inside a sample, holds values that are no numbers, or is
+            the first and begins as a file does.
         """
         dtype = np.dtype(self._format.samples.value)
         frame = self._frame
+        if not self.received:
+            check_is_raw(pcm, "PCM")
         if not pcm or len(pcm) % frame:
             raise BadInputError(
                 f"An audio chunk of {len(pcm)} bytes is not a whole number of samples of {frame} bytes (all channels)."
@@ -182,6 +197,13 @@ def decode_frame(
         raise
     except ValueError as error:
         raise BadInputError(str(error)) from error
+
+
+def check_is_raw(data: bytes, wanted: str) -> None:
+    """Raises BadInputError where sound begins with the header of a file, which would be heard as a noise."""
+    for head, name in _CONTAINERS.items():
+        if data.startswith(head):
+            raise BadInputError(f"The audio is {name}: send its samples alone, as raw {wanted}.")
 
 
 def check_text(text: str) -> str:

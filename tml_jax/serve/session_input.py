@@ -63,7 +63,9 @@ class SessionInput:
         self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
         self._control = self._tokenizer.control
         self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
-        self._inbox = Inbox(self._spec, self._control.tick, engine.notify, functools.partial(_keep, log))
+        self._inbox = Inbox(
+            self._spec, self._control.tick, engine.notify, functools.partial(_keep, log), engine.bundle.view
+        )
         self._pacer = Pacer(self._spec.micro_turn_s, settings.late_ms / 1000)
         self._hear_from(None)
         self._turn, self._longest_linger_ms = -1, settings.longest_linger_ms
@@ -275,7 +277,8 @@ class SessionInput:
                 self._assembler.lose(lost * 1000 // self.config.sound.sample_rate)
             for chunk in (*self._sound.silence(lost), *([pcm] if pcm or offset is None else [])):
                 samples = self._sound.push(chunk)
-                self._pacer.begin(time.monotonic(), len(samples) / self._spec.sample_rate)
+                sent_s = len(samples) / self._spec.sample_rate if chunk is pcm else 0.0
+                self._pacer.begin(time.monotonic(), sent_s)
                 self._assembler.push(samples)
             if self._full:
                 return pieces[number:]
@@ -314,7 +317,8 @@ class SessionInput:
     def _put_text(self, head: int, note: Note, *, counted: bool = False) -> None:
         """What the model is told: begins with that token."""
         tokens = [head, *self._tokenizer.encode(" " + note.text)]
-        self._inbox.put_text(tokens, *self._reported(), note, counted=counted)
+        standing = note.who == "instructions"
+        self._inbox.put_text(tokens, *self._reported(), note, counted=counted, standing=standing)
 
     def _now(self) -> float:
         return (self._turn + 1) * self._spec.micro_turn_s

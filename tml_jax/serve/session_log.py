@@ -34,7 +34,7 @@ from tml_jax.serve.errors import HeldElsewhereError, NotHereError, UnknownSessio
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.wire.events import Position
 
-FORMAT = 2  # one more whenever a field of what is kept is added, goes, or means something else
+FORMAT = 3  # one more whenever a field of what is kept is added, goes, or means something else
 _HEAD = struct.Struct("<II")
 _ARRAY = 1
 
@@ -82,7 +82,8 @@ def _pack_block(block: Block) -> bytes:
 def _block(fields: dict[str, Any], cut: bool) -> Block:
     notes = tuple(Note(**note | {"answers": tuple(note["answers"])}) for note in fields["notes"])
     levels = None if fields["levels"] is None else fields["levels"].astype(np.int32)
-    whole = {"notes": notes, "levels": levels, "received": Position(**fields["received"])}
+    standing = tuple(map(tuple, fields["standing"]))
+    whole = {"notes": notes, "levels": levels, "received": Position(**fields["received"]), "standing": standing}
     return Block(**fields | whole | {"tokens": tuple(fields["tokens"]), "cut": cut})
 
 

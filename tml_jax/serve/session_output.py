@@ -95,6 +95,9 @@ class SessionOutput(SessionInput):
                 block.received,
                 block.lost_ms,
                 self._outlet.yielded(turn, result.tokens, result.heard),
+                block.shortened_ms,
+                block.frames_dropped,
+                result.queued_ms,
             )
         ]
         told += self._outlet.words(turn, result.tokens, result.heard)

@@ -37,7 +37,9 @@ OVER = prometheus.Counter("tml_sessions_over", "Sessions that are over.", ["reas
 DELEGATED = prometheus.Counter("tml_delegations", "Background tasks.", ["state"], registry=REGISTRY)
 SILENCE = prometheus.Counter("tml_silence_seconds", "Silence put in for sound that was late.", registry=REGISTRY)
 LOST = prometheus.Counter("tml_lost_seconds", "Sound that clients numbered and did not send.", registry=REGISTRY)
-FRAMES = prometheus.Counter("tml_frames", "Pictures that were seen.", registry=REGISTRY)
+FRAMES = prometheus.Counter("tml_frames", "Pictures that came.", registry=REGISTRY)
+FRAMES_DROPPED = prometheus.Counter("tml_frames_dropped", "Of these, too many for a micro-turn.", registry=REGISTRY)
+SHORTENED = prometheus.Counter("tml_shortened_seconds", "Pauses left out for silence put in.", registry=REGISTRY)
 SPOKE = prometheus.Counter("tml_spoke", "Micro-turns in which models decided to speak.", registry=REGISTRY)
 SPOKE_SILENT = prometheus.Counter(
     "tml_spoke_silent", "Of these, those that said words of which nothing could be heard.", registry=REGISTRY
@@ -139,7 +141,9 @@ class SessionWatch:
             if isinstance(event, events.Turn):
                 SILENCE.inc(event.silence_ms / 1000)
                 LOST.inc(event.lost_ms / 1000)
+                SHORTENED.inc(event.shortened_ms / 1000)
                 FRAMES.inc(event.frames)
+                FRAMES_DROPPED.inc(event.frames_dropped)
                 if event.decision is events.Decision.SPEAK:
                     SPOKE.inc()
                     heard = any(onset_ms(samples, self._micro_turn_s) is not None for samples in sounds)

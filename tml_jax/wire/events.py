@@ -57,7 +57,9 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One micro-turn was stepped; `input_level`, `silence_ms` and `lost_ms` describe the user's sound in it.
+    """One micro-turn was stepped; `input_level`, `silence_ms`, `lost_ms`, `shortened_ms` are of the user's sound in it.
+
+    `frames` came in it, and `frames_dropped` of these were too many to be seen. It waited `queued_ms` for its step.
 
     `received` is what there is for good of the input, and what its client need not keep. `yielded`, where it is not 0,
     is the epoch that ended here because the user spoke over it: what is not played yet of `Sound` up to it is stale.
@@ -73,6 +75,9 @@ class Turn:
     received: Position = Position()
     lost_ms: int = 0
     yielded: int = 0
+    shortened_ms: int = 0
+    frames_dropped: int = 0
+    queued_ms: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

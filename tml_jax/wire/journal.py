@@ -124,12 +124,17 @@ def journal_event(journal: Journal, event: events.Event, micro_turn_s: float, ha
                 journal.write("sound", starts, turn, level=round(event.input_level, 5))
             if event.frames:
                 journal.write("frame", starts, turn, count=event.frames)
+            if event.frames_dropped:
+                journal.write("frames_dropped", starts, turn, count=event.frames_dropped)
             if event.silence_ms:
                 journal.write("silence", starts, turn, ms=event.silence_ms)
             if event.lost_ms:
                 journal.write("lost", starts, turn, ms=event.lost_ms)
+            if event.shortened_ms:
+                journal.write("shortened", starts, turn, ms=event.shortened_ms)
             journal.write(event.decision.value, heard_at, turn)
-            journal.write("step", heard_at, turn, ms=round(event.step_ms, 3), missed=event.missed)
+            waited = round(event.queued_ms, 3)
+            journal.write("step", heard_at, turn, ms=round(event.step_ms, 3), missed=event.missed, queued_ms=waited)
         case events.HeardWords():
             journal.write("heard", heard_at, turn, text=event.text)
         case events.Words():

@@ -48,6 +48,9 @@ def to_message(event: events.Event) -> Any:
                 received=protos.Position(**vars(event.received)),
                 lost_ms=event.lost_ms,
                 yielded=event.yielded,
+                shortened_ms=event.shortened_ms,
+                frames_dropped=event.frames_dropped,
+                queued_ms=event.queued_ms,
             )
             return reply(turn=turn)
         case events.Words():
@@ -109,6 +112,9 @@ def to_event(message: Any) -> events.Event:
                 position(m.received),
                 m.lost_ms,
                 m.yielded,
+                m.shortened_ms,
+                m.frames_dropped,
+                m.queued_ms,
             )
         case "text":
             return events.Words(m.turn, m.text, m.start_ms, m.end_ms)

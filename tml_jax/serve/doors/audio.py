@@ -10,18 +10,6 @@ from tml_jax.serve import intake
 from tml_jax.streams.sound import Resampler
 from tml_jax.wire.pcm import to_pcm
 
-_CONTAINERS = {
-    b"RIFF": "a WAV file (RIFF)",
-    b"RIFX": "a WAV file (RIFX)",
-    b"OggS": "an Ogg file",
-    b"fLaC": "a FLAC file",
-    b"ID3": "an MP3 file (ID3)",
-    b"\x1aE\xdf\xa3": "a WebM or Matroska file",
-    b"caff": "a CAF file",
-    b".snd": "an AU file",
-    b"FORM": "an AIFF file",
-}
-
 
 def _mu_law() -> np.ndarray:
     """int16 [256]: the sample of each code of ITU-T G.711's mu-law."""
@@ -70,9 +58,7 @@ class AudioFormat:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise intake.BadInputError("The audio is not valid base64.") from None
-        for head, name in _CONTAINERS.items():
-            if data.startswith(head):
-                raise intake.BadInputError(f"The audio is {name}: send its samples alone, as raw {self.type}.")
+        intake.check_is_raw(data, self.type)
         if not data:
             raise intake.BadInputError("The audio is empty.")
         if self.type in _LAWS:

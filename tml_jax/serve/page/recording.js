@@ -63,9 +63,16 @@ export class Recording {
         this.turn = turn;
         if (this.hasAudio) this.write("sound", starts, turn, { level: round(event.input_level, 5) });
         if (event.frames) this.write("frame", starts, turn, { count: event.frames });
+        if (event.frames_dropped) this.write("frames_dropped", starts, turn, { count: event.frames_dropped });
         if (event.silence_ms) this.write("silence", starts, turn, { ms: event.silence_ms });
+        if (event.lost_ms) this.write("lost", starts, turn, { ms: event.lost_ms });
+        if (event.shortened_ms) this.write("shortened", starts, turn, { ms: event.shortened_ms });
         this.write(DECISIONS[enums.Decision[event.decision]], heardAt, turn);
-        this.write("step", heardAt, turn, { ms: round(event.step_ms, 3), missed: event.deadline_missed });
+        this.write("step", heardAt, turn, {
+          ms: round(event.step_ms, 3),
+          missed: event.deadline_missed,
+          queued_ms: round(event.queued_ms, 3),
+        });
         break;
       case "heard":
         this.write("heard", heardAt, turn, { text: event.text });
