@@ -92,13 +92,18 @@ class Pacer:
         """Whether the micro-turn that is being filled has waited long enough for its sound."""
         return self.begun and now > self._due + self.late_s + max(0.0, self._longest_s - self.micro_turn_s)
 
+    @property
+    def owes(self) -> bool:
+        """Whether silence was put in for which nothing was left out yet."""
+        return self._owed_s > 0
+
     def surplus(self, now: float, filled_s: float) -> float:
         """Seconds by which silence put in has brought session time ahead; of sound that is late, so much may go.
 
         `filled_s`: of the micro-turn that is being filled.
         """
-        if not self._owed_s or now - self._skipped_at > _FORGET_S:
-            return 0.0
+        if now - self._skipped_at > _FORGET_S:
+            self._owed_s = 0.0
         ahead_s = self._turns * self.micro_turn_s + filled_s - (now - self._began) - self._lead_s
         return min(max(0.0, ahead_s), self._owed_s)
 
