@@ -76,7 +76,7 @@ def told() -> list[events.Event]:
     return [
         events.Started("abc", events.Stream(200, RATE, 40, 40, 8), 1000, 0.125),
         events.Turn(0, events.Decision.LISTEN, 12.3456789, False, 0, 0.0, 0),
-        events.Turn(1, events.Decision.SPEAK, 212.25, True, 40, 0.123456, 3),
+        events.Turn(1, events.Decision.SPEAK, 212.25, True, 40, 0.123456, 3, lost_ms=120),
         events.Words(1, " café", 400, 600),
         events.HeardWords(1, "Grüße, 世界", 200, 400),
         events.Sound(1, 400, 600, late, 0.17),
