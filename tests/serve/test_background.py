@@ -1,6 +1,7 @@
 """The background model's actor: what runs when, and when a result is put to the model."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serve.background_rig import LOUD, SPEAK, Rig, at_once, play
+from tests.serve.background_rig import LOUD, SPEAK, Rig, Scripted, at_once, play, rig
 from tml_jax.serve.background import actor as actors
 from tml_jax.serve.background.backend import Answer, Delivery, Desk, Tool
 from tml_jax.serve.background.context import MAX_CHARACTERS, ContextPackage, Said, Timeline
+from tml_jax.serve.background.mind import Limits, Mind
 
 
 def test_a_question_is_what_was_heard_and_typed_last() -> None:
@@ -163,6 +165,41 @@ def test_a_burst_runs_one_task_keeps_one_and_merges_the_rest() -> None:
     backend = play(scenario, slow)
     assert (most, len(backend.asked)) == (1, 2)
     assert backend.asked[1].endswith("question 999")
+
+
+def test_all_sessions_together_have_so_many_tasks_at_work() -> None:
+    """One more waits until another is done, and is done then."""
+    running = most = 0
+    release = threading.Event()
+
+    async def slow(desk: Desk) -> Answer:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        while not release.is_set():
+            await asyncio.sleep(0.005)
+        running -= 1
+        return await at_once(desk)
+
+    async def scenario() -> list[list[str]]:
+        mind = Mind(backend, limits=Limits(tasks=3))
+        async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(rig(mind)) for _ in range(4)]
+            for number, session in enumerate(sessions):
+                session.typed(f"question {number}")
+                session.delegate()
+            while len(backend.asked) < 3:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0.3)
+            assert len(backend.asked) == 3
+            release.set()
+            for session in sessions:
+                await session.until(lambda made=session: "finished" in made.states())
+            return [session.states() for session in sessions]
+
+    backend = Scripted(slow)
+    assert asyncio.run(scenario()) == [["started", "finished"]] * 4
+    assert (most, len(backend.asked)) == (3, 4)
 
 
 def test_a_conversation_that_never_rests_gets_its_result_in_the_end() -> None:
