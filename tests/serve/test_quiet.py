@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -22,9 +22,12 @@ from tml_jax.serve.bundle import load_bundle
 from tml_jax.serve.server import ServerSettings
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.wire import events, messages, protos
+from tml_jax.wire.journal import onset_ms
 from tml_jax.wire.pcm import to_pcm
 
 RATE = 16_000
+TURN = RATE // 5
+LOUD = 10 ** (-30 / 20)  # the voice lies around -18 dBFS, its pauses counted at -22
 QUIET = {
     "zeros": lambda size: np.zeros(size),
     "noise of -90 dB": lambda size: 10 ** (-90 / 20) * np.random.default_rng(0).standard_normal(size),
@@ -55,9 +58,20 @@ def command(spec: StreamSpec, seed: int) -> tuple[np.ndarray, str]:
     return user_sound(conversation, spec), " ".join(word.text for word in answer.words)
 
 
+def replies(recording: client.Recording) -> Iterator[tuple[list[int | None], float]]:
+    """Of each reply, as it was played: how far into its micro-turns with words it is heard, and how loud it is."""
+    said = {event["turn"] for event in recording.events if event["type"] == "word"}
+    speaking = (event["turn"] for event in recording.events if event["type"] == "speak")
+    for _, reply in itertools.groupby(enumerate(speaking), lambda pair: pair[1] - pair[0]):
+        turns = [turn for _, turn in reply]
+        played = {turn: recording.reply[TURN * (turn + 1) : TURN * (turn + 2)] for turn in turns}
+        onsets = [onset_ms(played[turn], TURN / RATE) for turn in turns if turn in said]
+        yield onsets, float(np.sqrt(np.mean(np.concatenate(list(played.values())) ** 2)))
+
+
 @pytest.mark.parametrize("quiet_s", [20, pytest.param(600, marks=pytest.mark.soak)])
 def test_a_command_after_a_long_silence_is_answered(run, quiet_s: int) -> None:
-    """Public case P11, with the shipped model."""
+    """Public cases P11 and P12, with the shipped model: each word of the answer can be heard."""
     bundle = load_bundle("checkpoints/inkling_tiny")
     sound, answer = command(bundle.spec, seed=1)
     settings = ServerSettings(slots=len(QUIET), faster_than_real_time=True)
@@ -77,6 +91,9 @@ def test_a_command_after_a_long_silence_is_answered(run, quiet_s: int) -> None:
     for recordings in asyncio.run(scenario()):
         said = ["".join(e["text"] for e in one.events if e["type"] == "word").split() for one in recordings]
         assert said == [answer.split()] * len(QUIET)
+        heard = [reply for one in recordings for reply in replies(one)]
+        print(f"replies, RMS: {[round(level, 3) for _, level in heard]}")
+        assert all(onsets and None not in onsets and level > LOUD for onsets, level in heard)
     step_ms = np.array([[e["ms"] for e in one.events if e["type"] == "step"] for one in recordings])
     first, last = (np.median(part, axis=1) for part in (step_ms[:, :100], step_ms[:, -100:]))
     print(f"{quiet_s} s; a step's median of the first and last 20 s: {first.round(1)} ms, {last.round(1)} ms")
