@@ -18,10 +18,16 @@ from tml_jax.serve.outlet import Outlet
 from tml_jax.serve.session_input import Pools, SessionInput
 from tml_jax.serve.session_log import SessionLog
 from tml_jax.serve.watch import SessionWatch
+from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.wire import events, messages, protos
 from tml_jax.wire.journal import Journal, journal_event
 
 REMEMBERED = 20_000  # step times
+
+
+def stream_of(spec: StreamSpec) -> events.Stream:
+    """What clients are told of a stream."""
+    return events.Stream(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(events.Stream)})
 
 
 class SessionOutput(SessionInput):

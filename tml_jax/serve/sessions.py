@@ -8,42 +8,26 @@ pool of its own: it must be ready by the next tick, while making sound may take 
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
-import hashlib
 import hmac
 import pathlib
-import re
 import secrets
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tml_jax.serve import intake, session_log, watch
-from tml_jax.serve.bundle import difference
+from tml_jax.serve import intake, keeping, session_log, watch
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
-from tml_jax.serve.errors import (
-    GoneError,
-    JournalError,
-    MovedError,
-    NotHereError,
-    TakenOverError,
-    UnknownSessionError,
-)
+from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.serve.session_input import Pools
 from tml_jax.serve.session_log import Kept, SessionLog
-from tml_jax.serve.session_output import SessionOutput
+from tml_jax.serve.session_output import SessionOutput, stream_of
 from tml_jax.serve.subscription import Subscription
-from tml_jax.streams.micro_turn import MicroTurnInput, StreamSpec
+from tml_jax.streams.micro_turn import MicroTurnInput
 from tml_jax.wire import events
 from tml_jax.wire.journal import Journal
-
-
-def stream_of(spec: StreamSpec) -> events.Stream:
-    """What clients are told of a stream."""
-    return events.Stream(**{field.name: getattr(spec, field.name) for field in dataclasses.fields(events.Stream)})
 
 
 class Session(SessionOutput):
@@ -341,19 +325,10 @@ class Sessions:
         session_id, token, log = uuid.uuid4().hex[:12], "", None
         if resumable and self.engine.parks:
             token = f"{session_id}.{secrets.token_urlsafe(24)}"
-            log = self._log_for(session_id, token, config)
+            if self._session_dir is not None:
+                own = session_id, token, config, self.engine, self.settings.snapshot_turns
+                log = keeping.keep(self._session_dir, *own)
         return self._add(session_id, config, token, log)
-
-    def _log_for(self, session_id: str, token: str, config: SessionConfig) -> SessionLog | None:
-        if self._session_dir is None:
-            return None
-        assert self.engine.identity, "whose model nobody knows again"
-        head = {"digest": _digest(token), "config": config.to_plain()}
-        head |= {"name": self.engine.bundle.name, "identity": self.engine.identity}
-        try:
-            return SessionLog.create(self._session_dir / session_id, head, self.settings.snapshot_turns)
-        except OSError as error:
-            raise JournalError(f"What this session is kept in cannot be written: {error.strerror}.") from error
 
     def _add(
         self, session_id: str, config: SessionConfig, token: str, log: SessionLog | None, kept: Kept | None = None
@@ -397,27 +372,16 @@ class Sessions:
           NotHereError: it was kept by a server of another version, or with another model, or is damaged.
         """
         session_id, _, _ = token.partition(".")
-        session = self._resumable.get(session_id)
-        if session is None:
-            session = await self._take_up(session_id, token)
-        elif not hmac.compare_digest(session.token.encode(), token.encode()):
+        if session := self._resumable.get(session_id):
+            if not hmac.compare_digest(session.token.encode(), token.encode()):
+                raise UnknownSessionError
+        elif self._session_dir is None:
             raise UnknownSessionError
+        else:
+            config, log, kept = await keeping.take_up(self._session_dir, token, self.engine)
+            session = self._add(session_id, config, token, log, kept)
         self.resumed += 1
         return session
-
-    async def _take_up(self, session_id: str, token: str) -> Session:
-        if self._session_dir is None or not self.engine.parks or not re.fullmatch("[0-9a-f]{12}", session_id):
-            raise UnknownSessionError
-        folder = self._session_dir / session_id
-        head = await asyncio.to_thread(session_log.read_head, folder)
-        if not hmac.compare_digest(head["digest"], _digest(token)):
-            raise UnknownSessionError
-        session_log.check_format(head)
-        if differs := difference(head["identity"], self.engine.identity):
-            here = f"not with {self.engine.bundle.name} as this server has it: {differs}"
-            raise NotHereError(f"This session is held with the model {head['name']}, and {here}.")
-        log, kept = await session_log.take_up(folder)
-        return self._add(session_id, SessionConfig.of_plain(head["config"]), token, log, kept)
 
     async def sweep(self) -> None:
         """Removes, as long as it runs, what is kept of sessions that nobody has resumed in time."""
@@ -439,7 +403,3 @@ class Sessions:
         """Ends every session with this error."""
         for session in tuple(self._live):
             session.end(error)
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

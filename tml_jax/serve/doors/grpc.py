@@ -32,7 +32,8 @@ from tml_jax.serve.errors import (
     ToldTooLongAgoError,
     UnknownSessionError,
 )
-from tml_jax.serve.sessions import Session, Sessions, stream_of
+from tml_jax.serve.session_output import stream_of
+from tml_jax.serve.sessions import Session, Sessions
 from tml_jax.serve.subscription import SlowClientError, Subscription
 from tml_jax.wire import messages, protos
 
