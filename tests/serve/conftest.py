@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import pathlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
@@ -9,17 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serve.fakes import fake_bundle
+from tests.serve.fakes import SPEC, fake_bundle
 from tml_jax import client
 from tml_jax.client import media
 from tml_jax.serve.bundle import ModelBundle
 from tml_jax.serve.config import SessionSettings
+from tml_jax.serve.reading import Reading
 from tml_jax.serve.server import Server, ServerSettings
+from tml_jax.streams.text import Tokenizer
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
     return fake_bundle(tmp_path_factory.mktemp("fake"))
+
+
+@functools.cache
+def reading() -> Reading:
+    """As the fake model reads."""
+    return Reading(Tokenizer("checkpoints/inkling_tiny/tokenizer.json"), SPEC, SessionSettings().max_text_ms)
 
 
 class Running:

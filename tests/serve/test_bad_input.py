@@ -103,6 +103,16 @@ CASES = {
         "INVALID_ARGUMENT",
         "A text message of 1202 tokens is too long: send at most 800 at once.",
     ),
+    "instructions of many tokens": (
+        [config(instructions="日" * 400)],
+        "INVALID_ARGUMENT",
+        "Instructions of 1202 tokens are too long: send at most 800.",
+    ),
+    "long instructions": (
+        [config(instructions="a" * 5000)],
+        "INVALID_ARGUMENT",
+        "Instructions of 5000 characters are too long: send at most 4096.",
+    ),
     "long text": (
         [config(), REQUEST(text=protos.TextInput(text="a" * 5000))],
         "INVALID_ARGUMENT",

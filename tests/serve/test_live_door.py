@@ -11,7 +11,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 
-from tests.serve.conftest import bursts
+from tests.serve.conftest import bursts, reading
 from tml_jax.serve import intake
 from tml_jax.serve.config import SessionSettings
 from tml_jax.serve.doors import conversation, live, live_config
@@ -43,7 +43,7 @@ def turn(number: int, decision: events.Decision = events.Decision.LISTEN) -> eve
 
 
 def teller(**session: object) -> live.LiveTelling:
-    config = live_config.read_config({"type": "session.start", "session": {"model": "m"} | session})
+    config = live_config.read_config({"type": "session.start", "session": {"model": "m"} | session}, reading())
     return live.LiveTelling(config, STREAM)
 
 
@@ -104,11 +104,12 @@ def test_what_the_model_hands_over_goes_to_the_client_or_to_the_servers_own_mode
         ({"model": "m", "input": [{"role": "system"}]}, "invalid_value", "session.input[0]"),
         ({"model": "m", "input": [{}] * 129}, "invalid_value", "session.input"),
         ({"model": "m", "instructions": "a" * 5000}, "string_above_max_length", "session.instructions"),
+        ({"model": "m", "instructions": "日" * 400}, "string_above_max_length", "session.instructions"),
     ],
 )
 def test_what_a_session_cannot_be_is_named(session: dict, code: str, param: str | None) -> None:
     with pytest.raises(ProtocolError, match=r"^[^\n]+\.$") as error:
-        live_config.read_config({"type": "session.start", "session": session})
+        live_config.read_config({"type": "session.start", "session": session}, reading())
     assert error.value.code == code
     assert param is None or error.value.param == param
 
@@ -127,23 +128,24 @@ def test_history_is_told_with_the_instructions_the_newest_first_to_have_room() -
         }
 
     given = {"model": "m", "instructions": "be kind", "input": [message("user", "hi"), message("assistant", "hello")]}
-    config = live_config.read_config({"session": given})
+    config = live_config.read_config({"session": given}, reading())
     assert config.session.instructions == "be kind\nuser: hi\nassistant: hello"
-    long = given | {"input": [message("user", f"{k} " + "a" * 1500) for k in range(4)]}
-    config = live_config.read_config({"session": long})
-    assert config.left_out == 2
-    assert config.session.instructions.startswith("be kind\nuser: 2 aaa")
+    for words in ("seven " * 250, "日" * 100):  # too many characters, and too many tokens
+        long = given | {"input": [message("user", f"{k} {words}") for k in range(4)]}
+        config = live_config.read_config({"session": long}, reading())
+        assert config.left_out == 2
+        assert config.session.instructions.startswith(f"be kind\nuser: 2 {words}")
 
 
 def test_delegation_changes_but_not_its_type() -> None:
     responses = {"type": "responses", "responses": {"model": "a", "instructions": "b"}}
-    resource = live_config.read_config({"session": {"model": "m", "delegation": responses}}).resource
+    resource = live_config.read_config({"session": {"model": "m", "delegation": responses}}, reading()).resource
     update = {"session": {"delegation": {"type": "responses", "responses": {"model": "c"}}}}
     assert live_config.read_update(update, resource)["delegation"]["responses"] == {"model": "c", "instructions": "b"}
     for wrong in ({"delegation": {"type": "client"}}, {"instructions": "x"}):
         with pytest.raises(ProtocolError, match="cannot change"):
             live_config.read_update({"session": wrong}, resource)
-    resource = live_config.read_config({"session": {"model": "m"}}).resource
+    resource = live_config.read_config({"session": {"model": "m"}}, reading()).resource
     with pytest.raises(ProtocolError, match=r"Unknown parameter: 'session\.delegation\.responses'"):
         live_config.read_update({"session": {"delegation": {"type": "client", "responses": {}}}}, resource)
 
@@ -262,6 +264,8 @@ def test_a_wrong_start_a_full_server_and_one_that_drains(serving_web, run) -> No
         async with serving_web(slots=1) as server:
             wrong = START | {"session": {"model": "m", "store": True}}
             told = [await refused(server, {}, {"type": "session.close"}, wrong)]
+            long = START | {"session": {"model": "m", "instructions": "日" * 400}}
+            told.append(await refused(server, long))
             assert server.server.engine.stats().live == 0
             async with started(server) as socket:
                 told.append(await refused(server, START))
@@ -273,6 +277,7 @@ def test_a_wrong_start_a_full_server_and_one_that_drains(serving_web, run) -> No
 
     assert run(scenario()) == [
         (["missing_parameter", "session_not_started", "unsupported_parameter"], 1008),
+        (["string_above_max_length"], 1008),
         (["server_full"], 1013),
         (["server_draining"], 1012),
     ]

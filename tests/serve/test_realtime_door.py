@@ -163,6 +163,31 @@ def test_history_is_no_question_and_a_typed_message_waits_for_its_response(servi
     assert too_long.startswith("Audio content of ") and "already shorter than 99000ms" in too_long
 
 
+def test_instructions_that_take_too_long_to_read_change_nothing(serving_web, run) -> None:
+    async def scenario() -> tuple[list[dict], dict]:
+        async with serving_web() as server, joined(server) as socket:
+            errors = []
+
+            async def refused(instructions: str) -> None:
+                update = {"type": "realtime", "instructions": instructions}
+                await send(socket, {"type": "session.update", "session": update})
+                errors.append((await receive(socket, "error"))["error"])
+
+            await refused("日" * 400)
+            await send(socket, {"type": "input_audio_buffer.clear"})  # begins it
+            await send(socket, *[typed("日" * 200, "system"), RESPOND])  # is read for 15 s
+            await receive(socket, "response.created")
+            await refused("日" * 100)
+            await send(socket, {"type": "session.update", "session": {"type": "realtime"}})
+            return errors, (await receive(socket, "session.updated"))["session"]
+
+    (long, late), session = run(scenario())
+    assert (long["code"], long["param"]) == ("string_above_max_length", "session.instructions")
+    assert long["message"] == "Instructions of 1202 tokens are too long: send at most 800."
+    assert late["message"] == "The model would have more than 20 s of text to read: send less, or later."
+    assert session["instructions"] == ""
+
+
 def test_a_spoken_turn_is_answered_and_the_function_of_the_client_works(serving_web, run) -> None:
     async def scenario() -> list[dict]:
         async with serving_web(late_ms=100) as server, joined(server, tools=[ASK]) as socket:

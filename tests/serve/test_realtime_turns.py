@@ -9,6 +9,7 @@ import openai.types.realtime as types
 import pydantic
 import pytest
 
+from tests.serve.conftest import reading
 from tml_jax.serve import intake
 from tml_jax.serve.doors import realtime_config
 from tml_jax.serve.doors.protocol import ProtocolError
@@ -54,7 +55,7 @@ def hears(number: int, text: str, level: float = 0.0) -> list[events.Event]:
 
 def teller(**session: Any) -> RealtimeTelling:
     before = realtime_config.default("sess_1", "m")
-    config = realtime_config.read_update({"session": {"type": "realtime"} | session}, before, False)
+    config = realtime_config.read_update({"session": {"type": "realtime"} | session}, before, False, reading())
     return RealtimeTelling(config, STREAM, Items())
 
 
@@ -236,6 +237,7 @@ def test_a_cancelled_response_is_heard_no_more_until_the_model_pauses() -> None:
         ({"voice": "marin"}, "unknown_parameter", "session.voice"),
         ({"output_modalities": ["text", "audio"]}, "invalid_value", "session.output_modalities"),
         ({"instructions": "a" * 5000}, "string_above_max_length", "session.instructions"),
+        ({"instructions": "日" * 400}, "string_above_max_length", "session.instructions"),
         ({"max_output_tokens": 5}, "unsupported_parameter", "session.max_output_tokens"),
         ({"tracing": "auto"}, "unsupported_parameter", "session.tracing"),
         ({"truncation": "disabled"}, "unsupported_parameter", "session.truncation"),
@@ -276,12 +278,12 @@ def test_what_a_session_can_be_is_echoed() -> None:
         "interrupt_response": True,
     }
     same = {"session": {"type": "realtime", "audio": {"input": {"turn_detection": None}}, "tool_choice": "none"}}
-    config = realtime_config.read_update(same, config, True)
+    config = realtime_config.read_update(same, config, True, reading())
     assert (config.detects, config.function, config.transcribes) == (None, None, True)
     mu = {"session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}
-    assert realtime_config.read_update(mu, config, False).hears.rate == 8000
+    assert realtime_config.read_update(mu, config, False, reading()).hears.rate == 8000
     with pytest.raises(ProtocolError, match="cannot change once"):
-        realtime_config.read_update(mu, config, True)
+        realtime_config.read_update(mu, config, True, reading())
 
 
 def test_words_of_a_bad_format_are_the_clients_fault() -> None:

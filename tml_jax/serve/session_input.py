@@ -17,6 +17,7 @@ from tml_jax.serve.errors import JournalError, LimitError, TimeLimitError
 from tml_jax.serve.inbox import Block, Inbox, Note
 from tml_jax.serve.pacing import Pacer
 from tml_jax.serve.picture_decoder import PictureDecoder
+from tml_jax.serve.reading import Reading
 from tml_jax.serve.session_log import Kept, SessionLog
 from tml_jax.serve.tasks import Tasks
 from tml_jax.streams import pictures
@@ -61,6 +62,7 @@ class SessionInput:
         self.config, self._settings = config, settings
         self._engine, self._pools, self._log = engine, pools, log
         self._spec, self._tokenizer = engine.bundle.spec, engine.bundle.tokenizer
+        self._reading = Reading(self._tokenizer, self._spec, settings.max_text_ms)
         self._control = self._tokenizer.control
         self._loop, self._busy, self._room = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
         self._inbox = Inbox(
@@ -163,7 +165,7 @@ class SessionInput:
         text = intake.check_text(text)
         self._count_input(len(text))
         self._check_open("text")
-        count, most = 1 + len(self._tokenizer.encode(" " + text)), self._max_text
+        count, most = self._reading.count(text), self._reading.most
         if count > most:
             raise intake.BadInputError(f"A text message of {count} tokens is too long: send at most {most} at once.")
         while self._inbox.waiting_text + count > most and not (self._over or self._engine.unpaced):
@@ -186,11 +188,6 @@ class SessionInput:
         if self._closed_at is not None:
             raise intake.BadInputError(f"This session's input was closed, but {what} came after that.")
 
-    @property
-    def _max_text(self) -> int:
-        """Tokens of text that may wait, as many as are read in `max_text_ms`."""
-        return self._settings.max_text_ms * self._spec.max_text // self._spec.micro_turn_ms
-
     def push_context(self, text: str, *, to_say: bool, offset: int | None = None) -> None:
         """What the client's own background model found, for the model `to_say`, or else further instructions.
 
@@ -202,7 +199,7 @@ class SessionInput:
         text = intake.check_text(text)
         self._count_input(len(text))
         self._check_open("text")
-        if self._inbox.waiting_text + 1 + len(self._tokenizer.encode(" " + text)) > self._max_text:
+        if self._inbox.waiting_text + self._reading.count(text) > self._reading.most:
             seconds = f"{self._settings.max_text_ms / 1000:g}"
             raise intake.BadInputError(
                 f"The model would have more than {seconds} s of text to read: send less, or later."
@@ -316,8 +313,7 @@ class SessionInput:
 
     def _put_text(self, head: int, note: Note, *, counted: bool = False) -> None:
         """What the model is told: begins with that token."""
-        tokens = [head, *self._tokenizer.encode(" " + note.text)]
-        standing = note.who == "instructions"
+        tokens, standing = self._reading.tokens(head, note.text), note.who == "instructions"
         self._inbox.put_text(tokens, *self._reported(), note, counted=counted, standing=standing)
 
     def _now(self) -> float:

@@ -21,6 +21,7 @@ from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
+from tml_jax.serve.reading import Reading
 from tml_jax.serve.session_input import Pools
 from tml_jax.serve.session_log import Kept, SessionLog
 from tml_jax.serve.session_output import SessionOutput, stream_of
@@ -281,7 +282,7 @@ class Sessions:
     """All live sessions of a server.
 
     Attributes:
-      engine: steps them. settings: how they are treated.
+      engine: steps them. settings: how they are treated. reading: how much text its model may be given.
       resumed: how many were resumed so far.
     """
 
@@ -306,6 +307,7 @@ class Sessions:
         self._resumable: dict[str, Session] = {}  # by id; also those that are over, while their clients may not know
         self._since = time.time()
         self.resumed = 0
+        self.reading = Reading(engine.bundle.tokenizer, engine.bundle.spec, settings.max_text_ms)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -319,9 +321,11 @@ class Sessions:
         """A new session; `resumable` where the engine can put conversations into slots.
 
         Raises:
+          BadInputError: its instructions are too long.
           ServerFullError, BusyError: there is no slot.
           JournalError: its journal, or what it is to be kept in, cannot be written.
         """
+        self.reading.check_instructions(config.instructions)
         session_id, token, log = uuid.uuid4().hex[:12], "", None
         if resumable and self.engine.parks:
             token = f"{session_id}.{secrets.token_urlsafe(24)}"

@@ -338,10 +338,6 @@ def session_config(config: Any) -> SessionConfig:
     }
     if config.encoding not in formats:
         raise intake.BadInputError(f"Audio encoding {config.encoding} is not known here: send PCM_S16LE or PCM_F32LE.")
-    if len(config.instructions) > intake.MAX_TEXT:
-        raise intake.BadInputError(
-            f"Instructions of {len(config.instructions)} characters are too long: send at most {intake.MAX_TEXT}."
-        )
     return SessionConfig(
         sends_audio=config.sends_audio,
         sends_video=config.sends_video,

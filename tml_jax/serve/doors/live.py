@@ -283,7 +283,7 @@ class LiveConversation(_Client):
             raise ProtocolError("session_not_started", sentence, "type")
         try:
             with conversation.naming_input():
-                config = live_config.read_config(event)
+                config = live_config.read_config(event, self._sessions.reading)
         except ProtocolError as error:
             error.fatal = True
             raise

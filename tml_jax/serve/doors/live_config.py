@@ -8,6 +8,7 @@ from tml_jax.serve.config import SessionConfig
 from tml_jax.serve.doors import protocol
 from tml_jax.serve.doors.audio import AudioFormat
 from tml_jax.serve.doors.protocol import ProtocolError, obj, only, optional, string
+from tml_jax.serve.reading import Reading
 
 IMAGE = "tml.input_image.append"  # our own extension
 _APPEND = {"content", "delegation_id"}
@@ -68,8 +69,8 @@ class LiveConfig:
         return self.session.background
 
 
-def read_config(event: dict[str, Any]) -> LiveConfig:
-    """The configuration of a `session.start`.
+def read_config(event: dict[str, Any], reading: Reading) -> LiveConfig:
+    """The configuration of a `session.start`, with as much of its history as `reading` has time for.
 
     Raises:
       ProtocolError, BadInputError: it asks for what this server does not have, or does not say what it means.
@@ -78,8 +79,8 @@ def read_config(event: dict[str, Any]) -> LiveConfig:
     only(given, _SESSION, "session.")
     model = string(given, "model", "session.")
     instructions = optional(given, "instructions", "session.") or ""
-    protocol.check_instructions(instructions, "session.instructions")
-    told, left_out = protocol.with_history(instructions, _history(given.get("input") or []))
+    protocol.check_instructions(instructions, "session.instructions", reading)
+    told, left_out = protocol.with_history(instructions, _history(given.get("input") or []), reading)
     for name, sentence in (
         ("store", "This server stores no session for later: leave store out."),
         ("triggers", "This server has no decisions: leave triggers out."),

@@ -1,6 +1,7 @@
 """What OpenAI's protocols have in common: events in JSON, fields checked one by one, errors that name the field."""
 
 import base64
+import bisect
 import dataclasses
 import json
 import math
@@ -9,6 +10,7 @@ from typing import Any
 
 from tml_jax.serve import intake
 from tml_jax.serve.doors.audio import AudioFormat
+from tml_jax.serve.reading import Reading
 
 VOICES = frozenset(
     ["alloy", "ash", "ballad", "beacon", "bossa", "cedar", "cinder", "coral", "delta", "echo", "gleam", "marin"]
@@ -163,25 +165,22 @@ def voice(given: dict[str, Any], where: str) -> str | None:
     return name
 
 
-def check_instructions(text: str, where: str) -> str:
-    """Instructions, which may be so long.
-
-    Raises:
-      ProtocolError: they are longer.
-    """
-    if len(text) > intake.MAX_TEXT:
-        sentence = f"Instructions of {len(text)} characters are too long: send at most {intake.MAX_TEXT}."
-        raise ProtocolError("string_above_max_length", sentence, where)
-    return text
+def check_instructions(text: str, where: str, reading: Reading) -> None:
+    """Raises ProtocolError where instructions are longer than may be read at once."""
+    try:
+        reading.check_instructions(text)
+    except intake.BadInputError as error:
+        raise ProtocolError("string_above_max_length", str(error), where) from None
 
 
-def with_history(instructions: str, lines: list[str]) -> tuple[str, int]:
+def with_history(instructions: str, lines: list[str], reading: Reading) -> tuple[str, int]:
     """Instructions and the newest lines of what was said before, as many as fit; and how many were left out."""
-    sizes = [len(instructions)]
-    for line in reversed(lines):
-        sizes.append(sizes[-1] + 1 + len(line))
-    left_out = sum(size > intake.MAX_TEXT for size in sizes)
-    return "\n".join([instructions, *lines[left_out:]]).strip("\n"), left_out
+
+    def without(count: int) -> str:
+        return "\n".join([instructions, *lines[count:]]).strip("\n")
+
+    left_out = bisect.bisect_left(range(len(lines)), True, key=lambda count: reading.fits(without(count)))
+    return without(left_out), left_out
 
 
 def describe(form: AudioFormat) -> dict[str, Any]:

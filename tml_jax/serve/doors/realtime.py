@@ -59,7 +59,8 @@ class RealtimeConversation(conversation.Conversation):
         if kind not in self.takes:
             raise self._unknown(kind)
         if kind == "session.update":
-            self._update(realtime_config.read_update(event, self._config, self._session is not None))
+            begun = self._session is not None
+            self._update(realtime_config.read_update(event, self._config, begun, self._sessions.reading))
             await self._send("session.updated", session=self._config.resource)
             return
         if kind == "conversation.item.create":
@@ -100,7 +101,7 @@ class RealtimeConversation(conversation.Conversation):
         """Opens the session; what came before is its history."""
         config = self._config
         lines = [item.line for item in self._items if item.pending and item is not self._last_typed()]
-        instructions, left_out = protocol.with_history(config.resource["instructions"], lines)
+        instructions, left_out = protocol.with_history(config.resource["instructions"], lines, self._sessions.reading)
         for item in self._items:
             item.pending = item is self._last_typed()
         session = SessionConfig(
@@ -122,14 +123,13 @@ class RealtimeConversation(conversation.Conversation):
         return last if last is not None and last.pending and last.resource.get("role") in (None, "user") else None
 
     def _update(self, config: realtime_config.RealtimeConfig) -> None:
-        before, self._config = self._config, config
-        if self._session is None:
-            return
-        instructions = config.resource["instructions"]
-        if instructions.strip() and instructions != before.resource["instructions"]:
-            self.session.push_context(instructions, to_say=False)
-        self.session.config = dataclasses.replace(self.session.config, background=config.function is None)
-        self._telling.config = config
+        if self._session is not None:
+            instructions = config.resource["instructions"]
+            if instructions.strip() and instructions != self._config.resource["instructions"]:
+                self.session.push_context(instructions, to_say=False)
+            self.session.config = dataclasses.replace(self.session.config, background=config.function is None)
+            self._telling.config = config
+        self._config = config
 
     async def _tell(self) -> None:
         async for event in self._told:
@@ -201,7 +201,7 @@ class RealtimeConversation(conversation.Conversation):
 
     async def _create_response(self, event: dict[str, Any]) -> None:
         """What the client has added last is for the model to answer, or to say."""
-        asked = realtime_config.read_response(event, self._config)
+        asked = realtime_config.read_response(event, self._config, self._sessions.reading)
         self._telling.check_free()
         told = self._config.resource["instructions"]  # which some clients send once more
         if instructions := (asked.get("instructions") or "").removeprefix(told).strip():

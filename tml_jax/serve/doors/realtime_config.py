@@ -8,6 +8,7 @@ from typing import Any
 from tml_jax.serve.doors import protocol
 from tml_jax.serve.doors.audio import AudioFormat
 from tml_jax.serve.doors.protocol import ProtocolError, choice, number, obj, only, optional, string
+from tml_jax.serve.reading import Reading
 
 EVENTS: dict[str, set[str]] = {
     "session.update": {"session"},
@@ -126,8 +127,10 @@ def default(name: str, model: str) -> RealtimeConfig:
     return RealtimeConfig(copy.deepcopy(resource))
 
 
-def read_update(event: dict[str, Any], before: RealtimeConfig, begun: bool) -> RealtimeConfig:
+def read_update(event: dict[str, Any], before: RealtimeConfig, begun: bool, reading: Reading) -> RealtimeConfig:
     """The configuration after a `session.update`; once the conversation has `begun`, the formats stay.
+
+    Its instructions are none that `reading` finds too long.
 
     Raises:
       ProtocolError, BadInputError: it asks for what this server does not have, or does not say what it means.
@@ -145,7 +148,8 @@ def read_update(event: dict[str, Any], before: RealtimeConfig, begun: bool) -> R
         resource["model"] = given["model"]
     if given.get("instructions") is not None:
         instructions = string(given, "instructions", where)
-        resource["instructions"] = protocol.check_instructions(instructions, f"{where}instructions")
+        protocol.check_instructions(instructions, f"{where}instructions", reading)
+        resource["instructions"] = instructions
     if given.get("output_modalities") is not None:
         resource["output_modalities"] = _modalities(given, where)
     for name in ("parallel_tool_calls", "reasoning"):
@@ -322,7 +326,7 @@ def _is_string(schema: dict[str, Any]) -> bool:
     return kind == "string" or (isinstance(kind, list) and "string" in kind)
 
 
-def read_response(event: dict[str, Any], config: RealtimeConfig) -> dict[str, Any]:
+def read_response(event: dict[str, Any], config: RealtimeConfig, reading: Reading) -> dict[str, Any]:
     """What a `response.create` asks for, checked: its `metadata` and `instructions` can be had, and not much more.
 
     Raises:
@@ -352,5 +356,5 @@ def read_response(event: dict[str, Any], config: RealtimeConfig) -> dict[str, An
     if metadata is not None and not isinstance(metadata, dict):
         raise ProtocolError("invalid_type", "response.metadata must be an object.", "response.metadata")
     instructions = optional(given, "instructions", where)
-    protocol.check_instructions(instructions or "", f"{where}instructions")
+    protocol.check_instructions(instructions or "", f"{where}instructions", reading)
     return {"metadata": metadata, "instructions": instructions, "calls": calls}
