@@ -60,6 +60,7 @@ _SESSION_DIR = cli.out_folder(
 )
 _GRACE_S = flags.DEFINE_float("grace_s", 10.0, "Seconds that live sessions may go on after SIGTERM.", lower_bound=0)
 _RESUME_S = flags.DEFINE_float("resume_s", 30.0, "How long a session waits for a client that is to come back.", 0.0)
+_FIRST_S = flags.DEFINE_float("first_s", 60.0, "A session to which nothing is sent for so long is ended.", 0.2)
 _LONGEST_S = flags.DEFINE_float("longest_s", None, "How long a session may last; without it as long as it likes.", 0.2)
 _IDLE_S = flags.DEFINE_float("idle_s", None, "A session in which so long nothing is sent or said is ended.", 0.2)
 _MOST_BYTES = flags.DEFINE_integer("most_bytes", None, "Bytes that a session may send; any number without it.", 1)
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> None:
         late_ms=_LATE_MS.value,
         longest_linger_ms=_LINGER_MS.value,
         resume_s=_RESUME_S.value,
+        first_s=_FIRST_S.value,
         longest_s=_LONGEST_S.value,
         idle_s=_IDLE_S.value,
         most_bytes=_MOST_BYTES.value,

@@ -422,26 +422,3 @@ def test_a_task_is_answered_once_whatever_process_answers(engine, run, tmp_path:
     assert len(backend.asked) == 2, "once for each process that did not see it answered"
     assert background == [(0, "started", backend.asked[0]), (0, "finished", "forty two")]
     assert [event.text for event in told if isinstance(event, events.Words)].count(" forty") == 1
-
-
-def test_a_session_s_limits_are_told_in_one_sentence(engine, run, monkeypatch) -> None:
-    monkeypatch.setattr("tml_jax.serve.doors.grpc.FIRST_S", 0.1)
-
-    async def scenario() -> list[tuple[grpc.StatusCode, str]]:
-        found = []
-        for limit in ({"most_bytes": 7000}, {"longest_s": 0.2}, {"idle_s": 0.1}, {}):
-            async with OneServer(engine, **limit) as server, client.connect(server.address) as channel:
-                requests = (CONFIG, sound(0), sound(3200)) if limit else ()
-                found.append(await refusal(await call(channel, *requests)))
-        async with OneServer(engine, most_bytes=3) as server, client.connect(server.address) as channel:
-            context = protos.ConverseRequest(context=protos.ContextInput(text="four"))
-            found.append(await refusal(await call(channel, CONFIG, context)))
-        return found
-
-    assert run(scenario()) == [
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "This session has sent 7000 bytes, as much as it may."),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "This session has lasted 0.2 s, as long as it may."),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "For 0.1 s nothing was sent or said, so the session was ended."),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, "No first message came within 0.1 s."),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "This session has sent 3 bytes, as much as it may."),
-    ]

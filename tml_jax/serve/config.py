@@ -43,6 +43,7 @@ class SessionSettings:
       linger_ms: silence after the client closed its input that ends the session. longest_linger_ms: at the latest.
       resume_s: how long a resumable session waits for its client. keep_ms: how much it can tell again.
       snapshot_turns: of a session that is kept on disk, micro-turns from one state to the next.
+      first_s: how long a session whose time stands still until something comes may wait for that.
       longest_s: how long a session may last. idle_s: how long nothing may be sent or said. most_bytes: sound, pictures
         and text that may be sent. None: without limit.
       mind: the background model of all sessions.
@@ -57,6 +58,7 @@ class SessionSettings:
     resume_s: float = 30.0
     keep_ms: int = 60_000
     snapshot_turns: int = 50
+    first_s: float = 60.0
     longest_s: float | None = None
     idle_s: float | None = None
     most_bytes: int | None = None

@@ -74,6 +74,7 @@ class SessionInput:
         self._closed_at: int | None = None
         self._over = False
         self._bytes, self._active_at = 0, time.monotonic()
+        self._opened_at = self._active_at
         self._parked: asyncio.Task[Any] | None = None
         self._said = Timeline()
         actor = BackgroundActor(settings.mind, self._answer, self._remember, self._report, self._now)
@@ -296,10 +297,16 @@ class SessionInput:
             self.end(error)
 
     def _check_time(self) -> None:
-        longest_s, idle_s = self._settings.longest_s, self._settings.idle_s
-        if longest_s is not None and self._now() >= longest_s:
+        settings, now = self._settings, time.monotonic()
+        longest_s, first_s, idle_s = settings.longest_s, settings.first_s, settings.idle_s
+        open_s = now - self._opened_at  # session time stands still until something comes
+        if longest_s is not None and max(open_s, self._now()) >= longest_s:
             self.end(TimeLimitError(f"This session has lasted {longest_s:g} s, as long as it may."))
-        elif idle_s is not None and self._parked is None and time.monotonic() - self._active_at > idle_s:
+        elif self._parked is not None:
+            return
+        elif not self._pacer.begun and open_s > first_s:
+            self.end(TimeLimitError(f"Nothing was sent within {first_s:g} s, so the session was ended."))
+        elif idle_s is not None and now - self._active_at > idle_s:
             self.end(TimeLimitError(f"For {idle_s:g} s nothing was sent or said, so the session was ended."))
 
     def _starved(self, now: float) -> bool:
