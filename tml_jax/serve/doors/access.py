@@ -118,6 +118,9 @@ class Access:
         Raises:
           QuotaError: its key has no more sessions or minutes left.
         """
+        if not owner:
+            yield
+            return
         self.check(owner)
         one, now = object(), time.monotonic()
         self._live[owner] += 1
