@@ -37,7 +37,9 @@ _HTTP_PORT = flags.DEFINE_integer(
     "http_port", None, "Port for the page and OpenAI's protocols; 0 takes any free one. None without it.", 0, 65535
 )
 _API_KEY_FILE = flags.DEFINE_string("api_key_file", None, "File of keys, one a line: clients must send one of them.")
-_KEY_SESSIONS = flags.DEFINE_integer("key_sessions", 0, "Sessions at once for each key; 0 is any number.", 0)
+_KEY_SESSIONS = flags.DEFINE_integer(
+    "key_sessions", 0, "Sessions at once for each key, those that wait for it counted; 0 is any number.", 0
+)
 _KEY_MINUTES = flags.DEFINE_float(
     "key_minutes", 0.0, "Minutes of sessions in 24 hours for each key; 0 is any number.", 0
 )

@@ -117,9 +117,9 @@ def test_clients_that_are_refused_do_not_come_back_for_ever(bundle: ModelBundle)
             if name == "draining":
                 door.drain()
 
-            def counting(socket, denied=None, counter=asked[name], entered=door._entered):
+            def counting(socket, denied=None, counter=asked[name], entered=door._entered, **options):
                 counter[socket.url.path] += 1
-                return entered(socket, denied)
+                return entered(socket, denied, **options)
 
             door._entered = counting  # type: ignore[method-assign]
         urls = [f"http://127.0.0.1:{door.port}/v1" for door in doors.values()]

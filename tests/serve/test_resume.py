@@ -119,7 +119,7 @@ def engine(bundle) -> Iterator[Engine]:
     engine.stop()
 
 
-async def _never(token: str) -> None:
+async def _never(*asked: object) -> None:
     await asyncio.get_running_loop().create_future()
 
 

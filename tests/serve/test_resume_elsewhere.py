@@ -323,11 +323,11 @@ def test_who_goes_while_a_session_is_opened_finds_it_again(engine, run, tmp_path
             await turns(one, 7)
             await first.die()
         async with OneServer(engine, tmp_path) as second:
-            going = asyncio.create_task(second.sessions.resume(token))
+            going = asyncio.create_task(second.sessions.resume(token, 0))
             await asyncio.sleep(0.1)
             going.cancel()
             await asyncio.sleep(0.5)
-            await second.sessions.resume(token)
+            await second.sessions.resume(token, 0)
             return second.sessions.resumed
 
     assert run(scenario()) == 1

@@ -1,20 +1,29 @@
 """What a server says of itself: metrics, health and spans."""
 
 import asyncio
+import contextlib
+import itertools
+import json
 import urllib.error
 import urllib.request
 from typing import Any
 
 import numpy as np
 import pytest
+import websockets
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.asyncio.client import connect
 
 from tests.serve.conftest import bursts, start_web
+from tests.serve.test_live_door import START
+from tests.serve.test_resume import CONFIG, call, refusal, resume, sound
 from tml_jax import client
 from tml_jax.serve import watch
 from tml_jax.serve.config import SessionConfig
+from tml_jax.serve.doors import live, realtime, stream
+from tml_jax.serve.doors.access import Quota
 from tml_jax.serve.server import ServerSettings
-from tml_jax.wire import events
+from tml_jax.wire import events, protos
 
 HTTP = "127.0.0.1:0"
 
@@ -85,6 +94,75 @@ def test_a_conversation_is_counted(bundle, run) -> None:
     assert (after["tml_slots"], after["tml_live_sessions"], full["tml_live_sessions"]) == (1, 0, 1)
     assert after["tml_compilations_after_warmup"] == 0
     assert "process_resident_memory_bytes" in after
+
+
+def test_who_asks_for_a_session_is_counted_once_whatever_becomes_of_it(bundle, run) -> None:
+    key = {"Authorization": "Bearer k"}
+    settings = ServerSettings(slots=1, http_address=HTTP, api_keys=["k"], quota=Quota(sessions=3))
+
+    async def scenario() -> list[tuple[str, dict[str, float]]]:
+        found = list[tuple[str, dict[str, float]]]()
+        async with (
+            start_web(bundle, settings) as server,
+            client.connect(client.Address(server.address, "k")) as channel,
+        ):
+            here, access = f"127.0.0.1:{server.server.web.port}", server.server.web._access
+            ways = {live.PATH: json.dumps(START), realtime.PATH: "{}", stream.PATH: CONFIG.SerializeToString()}
+
+            async def count(what: str) -> None:
+                text = (await asyncio.to_thread(lambda: fetch(f"http://{here}/metrics", **key)))[1]
+                found.append((what, samples(text)))
+
+            async def ask_everywhere(what: str) -> None:
+                await refusal(await call(channel, CONFIG))
+                for path, first in ways.items():
+                    with contextlib.suppress(websockets.InvalidStatus, websockets.ConnectionClosed):
+                        async with connect(f"ws://{here}{path}", additional_headers=key) as socket:
+                            await socket.send(first)
+                            while True:
+                                await socket.recv()
+                await count(what)
+
+            await count("")
+            one = await call(channel, CONFIG, sound(0))
+            token = (await one.read()).started.resume_token
+            await count("opened")
+            again = await call(channel, resume(token))
+            await again.read()
+            await refusal(one)
+            await count("taken over")
+            await ask_everywhere("full")
+            again.cancel()
+            while not server.server.sessions.parked:
+                await asyncio.sleep(0.01)
+            other = await call(channel, CONFIG)
+            await other.read()
+            await refusal(await call(channel, resume(token)))
+            await count("resumed where it is full")
+            calls = [other, *(protos.converse_method(channel)() for _ in range(2))]
+            while access._live.total() < len(calls):
+                await asyncio.sleep(0.01)
+            await ask_everywhere("as many as the key may have")
+            for one in calls:
+                one.cancel()
+            while access._live.total():
+                await asyncio.sleep(0.01)
+            server.server.web.drain()
+            await ask_everywhere("draining")
+            return found
+
+    found, grew = run(scenario()), dict[str, dict[str, float]]()
+    for (_, before), (what, after) in itertools.pairwise(found):
+        names = [name for name in after if name.startswith(("tml_admitted_total", "tml_refused_total"))]
+        grew[what] = {name: more for name in names if (more := after[name] - before.get(name, 0))}
+    assert grew == {
+        "opened": {"tml_admitted_total{new}": 1},
+        "taken over": {"tml_admitted_total{resumed}": 1},
+        "full": {"tml_refused_total{server_full}": 4},
+        "resumed where it is full": {"tml_admitted_total{new}": 1, "tml_refused_total{server_full}": 1},
+        "as many as the key may have": {"tml_refused_total{quota}": 4},
+        "draining": {"tml_refused_total{drained}": 4},
+    }
 
 
 @pytest.mark.parametrize(("level", "counted"), [(0.0, 1), (1e-3, 1), (0.2, 0)])

@@ -42,8 +42,8 @@ class UnknownSessionError(LookupError):
 
     def __init__(self) -> None:
         super().__init__(
-            "There is no session to be resumed with this token: it has ended, its time to be resumed is over, or it "
-            "never was."
+            "There is no session to be resumed with this token: it has ended, its time to be resumed is over, too many "
+            "others waited, or it never was."
         )
 
 

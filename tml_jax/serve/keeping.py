@@ -37,7 +37,7 @@ async def take_up(sessions: pathlib.Path, token: str, engine: Engine) -> tuple[S
     Raises:
       UnknownSessionError: there is none.
       HeldElsewhereError: another process runs it.
-      ServerFullError, BusyError: there would be no slot for it.
+      ServerFullError, BusyError, DrainedError: there would be no slot for it.
       NotHereError: it was kept by a server of another version, or with another model, or is damaged.
     """
     session_id, _, _ = token.partition(".")

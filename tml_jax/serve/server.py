@@ -89,6 +89,7 @@ class Server:
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
         self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
         self.engine.watch = watch.stepped
+        self.sessions.of_owner = settings.quota.sessions
         access = Access(settings.api_keys, settings.quota)
         self.door = GrpcDoor(self.sessions, access, settings.tls)
         self.web = WebDoor(self.sessions, self.door, access, settings.safety())

@@ -53,6 +53,11 @@ class SessionOutput(SessionInput):
         self._misses = self._silence_ms = self._quiet = 0
         self._cut: tuple[int, float] = (0, 0.0)  # the last epoch that the user cut short, and its end
 
+    @property
+    def turns(self) -> int:
+        """Micro-turns so far."""
+        return self._turn + 1
+
     def _receive(self, result: TurnResult) -> None:
         self._results.put_nowait(result)
         self._room.set()

@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from tml_jax.serve import intake, keeping, session_log, watch
+from tml_jax.serve import intake, keeping, session_log, waiting, watch
 from tml_jax.serve.config import SessionConfig, SessionSettings
 from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
-from tml_jax.serve.errors import GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
+from tml_jax.serve.errors import DrainedError, GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.serve.reading import Reading
 from tml_jax.serve.session_input import Pools
@@ -37,7 +37,7 @@ class Session(SessionOutput):
     Made and used on the event loop; `ready`, `take`, `deliver`, `fail` are the engine's.
 
     Attributes:
-      error: why it is over, or None.
+      error: why it is over, or None. owner: whose key its client has.
       id: unique on this server. config: what its client asked for.
       token: opens it again; empty where nothing does.
       all_arrived: set when it is over and its client, which can resume it, has been told everything.
@@ -69,6 +69,7 @@ class Session(SessionOutput):
         super().__init__(config, engine, journal, pools, settings, log, keep_ms)
         self.id, self.token, self._on_over = session_id, token, on_over
         self.error: Exception | None = None
+        self.owner = ""
         self._client: Subscription | None = None
         self._attaching, self.all_arrived = asyncio.Lock(), asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
@@ -202,7 +203,7 @@ class Session(SessionOutput):
     @property
     def parked(self) -> bool:
         """Whether it waits for its client."""
-        return self._parked is not None
+        return self._parked is not None and not self._attaching.locked()
 
     @property
     def gone(self) -> bool:
@@ -283,7 +284,8 @@ class Sessions:
 
     Attributes:
       engine: steps them. settings: how they are treated. reading: how much text its model may be given.
-      resumed: how many were resumed so far.
+      resumed: how many were resumed so far. of_owner: how many each key may have; 0 is any number.
+      draining: the server is going down, and nobody gets a session.
     """
 
     def __init__(
@@ -306,7 +308,8 @@ class Sessions:
         self._live: set[Session] = set()
         self._resumable: dict[str, Session] = {}  # by id; also those that are over, while their clients may not know
         self._since = time.time()
-        self.resumed = 0
+        self.resumed = self.of_owner = 0
+        self.draining = False
         self.reading = Reading(engine.bundle.tokenizer, engine.bundle.spec, settings.max_text_ms)
 
     def __len__(self) -> int:
@@ -317,22 +320,42 @@ class Sessions:
         """Sessions that wait for their clients."""
         return sum(session.parked for session in self._live)
 
-    def open(self, config: SessionConfig, *, resumable: bool = False) -> Session:
+    def check_room(self) -> None:
+        """Raises what `open` would raise now, whatever is asked for."""
+        self._check_draining()
+        self.engine.check_room()
+
+    def _check_draining(self) -> None:
+        if self.draining:
+            raise DrainedError("The server is going down and takes no new session: use another one.")
+
+    def open(self, config: SessionConfig, *, resumable: bool = False, owner: str = "") -> Session:
         """A new session; `resumable` where the engine can put conversations into slots.
 
         Raises:
           BadInputError: its instructions are too long.
-          ServerFullError, BusyError: there is no slot.
+          ServerFullError, BusyError, DrainedError: there is no slot.
           JournalError: its journal, or what it is to be kept in, cannot be written.
         """
         self.reading.check_instructions(config.instructions)
         session_id, token, log = uuid.uuid4().hex[:12], "", None
-        if resumable and self.engine.parks:
-            token = f"{session_id}.{secrets.token_urlsafe(24)}"
-            if self._session_dir is not None:
-                own = session_id, token, config, self.engine, self.settings.snapshot_turns
-                log = keeping.keep(self._session_dir, *own)
-        return self._add(session_id, config, token, log)
+        with watch.refusals():
+            self.check_room()
+            if resumable and self.engine.parks:
+                token = f"{session_id}.{secrets.token_urlsafe(24)}"
+                if self._session_dir is not None:
+                    own = session_id, token, config, self.engine, self.settings.snapshot_turns
+                    log = keeping.keep(self._session_dir, *own)
+            session = self._add(session_id, config, token, log)
+        self._give(session, owner, "new")
+        return session
+
+    def _give(self, session: Session, owner: str, kind: str) -> None:
+        """The session has a client, of this owner, and another one may have to go for it."""
+        session.owner = owner
+        watch.admitted(kind)
+        if spare := waiting.one_too_many(self._live, self.engine.num_slots, owner, self.of_owner):
+            spare.end(GoneError("The client that opened this session has gone, and too many others wait for theirs."))
 
     def _add(
         self, session_id: str, config: SessionConfig, token: str, log: SessionLog | None, kept: Kept | None = None
@@ -342,10 +365,9 @@ class Sessions:
         settings = self.engine, Journal(path, after=after), self._pools, self.settings
         try:
             session = Session(session_id, config, *settings, self._is_over, token, log, kept)
-        except BaseException as error:
+        except BaseException:
             if log is not None:
                 log.close(forget=kept is None)
-            watch.refused(error)
             raise
         session.watch.begin(session_id, resumed=kept is not None)
         self._live.add(session)
@@ -366,26 +388,34 @@ class Sessions:
         if self._resumable.pop(session.id, None) is not None:
             session.forget()
 
-    async def resume(self, token: str) -> Session:
-        """The session that this token opens, of this process or left by another; it can be attached to.
+    async def resume(self, token: str, after: int, owner: str = "") -> tuple[Session, Subscription]:
+        """The session that this token opens, of this process or left by another, and what follows its event `after`.
 
         Raises:
           UnknownSessionError: there is none.
           HeldElsewhereError: another process runs it.
-          ServerFullError, BusyError: there is no slot.
+          ServerFullError, BusyError, DrainedError: there is no slot.
           NotHereError: it was kept by a server of another version, or with another model, or is damaged.
+          ToldTooLongAgoError: not all that follows can be told again.
         """
+        with watch.refusals():
+            self._check_draining()
+            session = await self._find(token)
+            told = await session.attach(after)
+        self.resumed += 1
+        self._give(session, owner, "resumed")
+        return session, told
+
+    async def _find(self, token: str) -> Session:
         session_id, _, _ = token.partition(".")
         if session := self._resumable.get(session_id):
             if not hmac.compare_digest(session.token.encode(), token.encode()):
                 raise UnknownSessionError
-        elif self._session_dir is None:
+            return session
+        if self._session_dir is None:
             raise UnknownSessionError
-        else:
-            config, log, kept = await keeping.take_up(self._session_dir, token, self.engine)
-            session = self._add(session_id, config, token, log, kept)
-        self.resumed += 1
-        return session
+        config, log, kept = await keeping.take_up(self._session_dir, token, self.engine)
+        return self._add(session_id, config, token, log, kept)
 
     async def sweep(self) -> None:
         """Removes, as long as it runs, what is kept of sessions that nobody has resumed in time."""

@@ -3,8 +3,9 @@
 One registry for the process. Nothing here is told of what people say; a span names its session by its id.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import prometheus_client as prometheus
@@ -31,8 +32,8 @@ QUEUE = prometheus.Histogram(
     registry=REGISTRY,
 )
 MISSED = prometheus.Counter("tml_deadline_misses", "Steps longer than a micro-turn.", registry=REGISTRY)
-ADMITTED = prometheus.Counter("tml_admitted", "Sessions that got a slot.", ["kind"], registry=REGISTRY)
-REFUSED = prometheus.Counter("tml_refused", "Sessions that got none.", ["reason"], registry=REGISTRY)
+ADMITTED = prometheus.Counter("tml_admitted", "Sessions opened, or gone on with.", ["kind"], registry=REGISTRY)
+REFUSED = prometheus.Counter("tml_refused", "Who asked for a session and got none.", ["reason"], registry=REGISTRY)
 OVER = prometheus.Counter("tml_sessions_over", "Sessions that are over.", ["reason"], registry=REGISTRY)
 DELEGATED = prometheus.Counter("tml_delegations", "Background tasks.", ["state"], registry=REGISTRY)
 SILENCE = prometheus.Counter("tml_silence_seconds", "Silence put in for sound that was late.", registry=REGISTRY)
@@ -111,9 +112,19 @@ def stepped(sessions: int, started_ns: int, seconds: float, missed: bool, ages_s
         span.end(started_ns + round(seconds * 1e9))
 
 
-def refused(error: BaseException) -> None:
-    """A session got no slot."""
-    REFUSED.labels(_reason(error)).inc()
+def admitted(kind: str) -> None:
+    """A session has a client: it is "new", or was "resumed"."""
+    ADMITTED.labels(kind).inc()
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Where somebody asks for a session: who gets none is counted, by why."""
+    try:
+        yield
+    except Exception as error:
+        REFUSED.labels(_reason(error)).inc()
+        raise
 
 
 class SessionWatch:
@@ -127,7 +138,6 @@ class SessionWatch:
 
     def begin(self, session_id: str, *, resumed: bool) -> None:
         """It has a slot."""
-        ADMITTED.labels("resumed" if resumed else "new").inc()
         if _tracer is not None:
             attributes = {"tml.session": session_id, "tml.resumed": resumed}
             self._span = _tracer.start_span("session", attributes=attributes)

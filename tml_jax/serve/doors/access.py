@@ -10,6 +10,8 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 
+from tml_jax.serve import watch
+
 TOKEN_S = 60.0  # a page connects at once, or asks again
 MAX_TOKENS = 1024  # that wait to be used
 DAY_S = 24 * 3600.0
@@ -121,7 +123,8 @@ class Access:
         if not owner:
             yield
             return
-        self.check(owner)
+        with watch.refusals():
+            self.check(owner)
         one, now = object(), time.monotonic()
         self._live[owner] += 1
         self._since[one] = owner, now

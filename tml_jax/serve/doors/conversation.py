@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from absl import logging
@@ -64,9 +64,9 @@ class Conversation:
     idle: ClassVar[tuple[str, str]] = ("", "")
     calm_s: ClassVar[float] = 0.0
 
-    def __init__(self, socket: WebSocket, sessions: Sessions, refusal: Callable[[], Exception | None]) -> None:
-        """Makes the conversation of an accepted socket; `refusal` says why no session can be had now."""
-        self._socket, self._sessions, self._refusal = socket, sessions, refusal
+    def __init__(self, socket: WebSocket, sessions: Sessions, owner: str) -> None:
+        """Makes the conversation of an accepted socket, which came with the key of this owner."""
+        self._socket, self._sessions, self._owner = socket, sessions, owner
         self._numbers = itertools.count()
         self._telling_now = asyncio.Lock()
         self._heard: asyncio.Queue[bytes] = asyncio.Queue()
@@ -143,9 +143,7 @@ class Conversation:
 
     async def _enter(self, config: SessionConfig, form: AudioFormat) -> events.Started:
         """Opens the session, which hears sound of this format."""
-        if refused := self._refusal():
-            raise refused
-        self._form, self._session = form, self._sessions.open(config)
+        self._form, self._session = form, self._sessions.open(config, owner=self._owner)
         self._told = self._session.subscribe()
         begun = await anext(self._told)
         assert isinstance(begun, events.Started)

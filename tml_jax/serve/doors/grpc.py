@@ -82,7 +82,6 @@ class GrpcDoor:
         self._server = grpc.aio.server(options=OPTIONS, interceptors=[Guard(access)])
         self._tls = tls
         self._health = health.aio.HealthServicer()
-        self._draining = False
         self.port = 0
         handlers = {
             "Converse": grpc.stream_stream_rpc_method_handler(
@@ -121,7 +120,7 @@ class GrpcDoor:
 
         Live ones that another server can resume are left to it; the others have `grace_s` seconds to end by themselves.
         """
-        self._draining = True
+        self._sessions.draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._sessions.move_all()
         deadline = asyncio.get_running_loop().time() + grace_s
@@ -134,17 +133,19 @@ class GrpcDoor:
         for name in ("", protos.SERVICE):
             await self._health.set(name, status)
 
-    async def converse(self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
-        """One conversation: a call of `Converse`, or what another door makes of its own connection."""
-        if status := await self._converse(requests, context):
+    async def converse(
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext, owner: str = ""
+    ) -> None:
+        """One conversation of a key's owner: a call of `Converse`, or what another door makes of its own connection."""
+        if status := await self._converse(requests, context, owner):
             await context.abort(*status)  # gRPC keeps the frames that this passes
 
     async def _converse(
-        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext, owner: str
     ) -> tuple[grpc.StatusCode, str] | None:
         """It, to its end; with what status, where that was no good one."""
         try:
-            session, told = await self._begin(requests)
+            session, told = await self._begin(requests, owner)
         except tuple(_STATUS) as error:
             return _status(error), str(error)
         why = await self._serve(session, told, requests, context)
@@ -188,10 +189,8 @@ class GrpcDoor:
             del reader, writer  # or they, their errors and this frame would hold each other
         return None
 
-    async def _begin(self, requests: AsyncIterator[bytes]) -> tuple[Session, Subscription]:
+    async def _begin(self, requests: AsyncIterator[bytes], owner: str) -> tuple[Session, Subscription]:
         """The session that the first message asks for, and all that is to be told of it."""
-        if self._draining:
-            raise DrainedError("The server is going down and takes no new session: use another one.")
         try:
             message = await asyncio.wait_for(anext(aiter(requests), None), FIRST_S)
         except TimeoutError:
@@ -199,14 +198,13 @@ class GrpcDoor:
         request = None if message is None else _parse(message)
         kind = None if request is None else request.WhichOneof("payload")
         if kind == "resume":
-            session, after = await self._sessions.resume(request.resume.token), request.resume.sequence
-        elif kind == "config":
-            config, after = session_config(request.config), 0
-            session = self._sessions.open(config, resumable=request.config.resumable)
-        else:
-            found = "nothing" if request is None else kind or "an empty message"
-            raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
-        return session, await session.attach(after)
+            return await self._sessions.resume(request.resume.token, request.resume.sequence, owner)
+        if kind == "config":
+            config = session_config(request.config)
+            session = self._sessions.open(config, resumable=request.config.resumable, owner=owner)
+            return session, await session.attach(0)
+        found = "nothing" if request is None else kind or "an empty message"
+        raise intake.BadInputError(f"The first message of a session must be its config, but {found} came.")
 
     async def _read(self, session: Session, requests: AsyncIterator[bytes]) -> None:
         try:
@@ -234,7 +232,7 @@ class GrpcDoor:
             parked_sessions=self._sessions.parked,
             refused_sessions=stats.refused,
             resumed_sessions=self._sessions.resumed,
-            draining=self._draining,
+            draining=self._sessions.draining,
             compilations_after_warmup=stats.compilations_after_warmup,
             steps=stats.steps,
             deadline_misses=stats.deadline_misses,

@@ -44,7 +44,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def stream(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
             try:
                 with self._access.session(owner):
-                    await inner(requests, context)
+                    await inner(requests, context, owner)
             except QuotaError as error:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 

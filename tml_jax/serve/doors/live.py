@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -237,11 +236,9 @@ class LiveConversation(_Client):
       closing: it was asked to close, by the event `close_id`. watchers: who watches it.
     """
 
-    def __init__(
-        self, socket: WebSocket, sessions: Sessions, refusal: Callable[[], Exception | None], directory: Directory
-    ) -> None:
+    def __init__(self, socket: WebSocket, sessions: Sessions, owner: str, directory: Directory) -> None:
         """Makes the conversation of an accepted socket; its session will be in `directory`."""
-        super().__init__(socket, sessions, refusal)
+        super().__init__(socket, sessions, owner)
         self._directory = directory
         self.config: live_config.LiveConfig
         self.resource: dict[str, Any] = {}
@@ -327,9 +324,9 @@ class LiveConversation(_Client):
 class Watcher(_Client):
     """Who watches a session that somebody else opened, and steers it."""
 
-    def __init__(self, socket: WebSocket, sessions: Sessions, main: LiveConversation) -> None:
+    def __init__(self, socket: WebSocket, sessions: Sessions, owner: str, main: LiveConversation) -> None:
         """Makes the watcher of a session that is under way."""
-        super().__init__(socket, sessions, lambda: None)
+        super().__init__(socket, sessions, owner)
         self._watched = main
         self._reflected: collections.deque[bytes] = collections.deque(maxlen=MAX_REFLECTED)
         self._news = asyncio.Event()

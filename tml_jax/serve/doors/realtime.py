@@ -5,7 +5,6 @@ nothing here. The session begins with the first event that is no setting: until 
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from starlette.websockets import WebSocket
@@ -31,11 +30,9 @@ class RealtimeConversation(conversation.Conversation):
     calm_s = 2.0
     _telling: RealtimeTelling
 
-    def __init__(
-        self, socket: WebSocket, sessions: Sessions, refusal: Callable[[], Exception | None], model: str
-    ) -> None:
+    def __init__(self, socket: WebSocket, sessions: Sessions, owner: str, model: str) -> None:
         """Makes the conversation of an accepted socket, with a model of this name."""
-        super().__init__(socket, sessions, refusal)
+        super().__init__(socket, sessions, owner)
         self._config = realtime_config.default(new_id("sess"), model)
         self._config.resource["expires_at"] = conversation.expires_at()
         self._items = Items()

@@ -5,6 +5,7 @@ Starlette and uvicorn, because both are small, kept well, and leave WebSockets t
 
 import asyncio
 import contextlib
+import functools
 import pathlib
 import socket
 import ssl
@@ -32,7 +33,6 @@ from tml_jax.serve.doors.access import TOKEN_S, Access, AccessError, QuotaError
 from tml_jax.serve.doors.address import Safety, check_address, is_loopback
 from tml_jax.serve.doors.conversation import FAILURES
 from tml_jax.serve.doors.grpc import GrpcDoor
-from tml_jax.serve.errors import DrainedError
 from tml_jax.serve.sessions import Sessions
 from tml_jax.wire import protos
 
@@ -176,7 +176,6 @@ class WebDoor:
         """Makes a door that is not open; `rpc` has the conversation of our own protocol."""
         self._sessions, self._rpc, self._access, self._safety = sessions, rpc, access, safety
         self._watchable: live.Directory = {}
-        self._draining = False
         self._here = False
         self._server: _Uvicorn | None = None
         self.port = 0
@@ -221,16 +220,13 @@ class WebDoor:
 
     def drain(self) -> None:
         """No new session from now on."""
-        self._draining = True
+        self._sessions.draining = True
 
     async def close(self) -> None:
         """Closes the port and what is still connected."""
         if self._server is not None:
             self._server.should_exit = True
             await self._serving
-
-    def _refusal(self) -> Exception | None:
-        return DrainedError("The server is going down and takes no new session.") if self._draining else None
 
     def _routes(self) -> list[BaseRoute]:
         return [
@@ -251,44 +247,49 @@ class WebDoor:
     # Conversations.
 
     async def _live(self, socket: WebSocket) -> None:
-        async with self._entered(socket) as entered:
-            if entered:
-                await live.LiveConversation(socket, self._sessions, self._refusal, self._watchable).run()
+        async with self._entered(socket) as owner:
+            if owner is not None:
+                await live.LiveConversation(socket, self._sessions, owner, self._watchable).run()
 
     async def _attach(self, socket: WebSocket) -> None:
         name = socket.path_params["id"]
         main = self._watchable.get(name)
         denied = None if main else _error(404, "session_not_found", f"There is no live session {name[:100]!r} here.")
-        async with self._entered(socket, denied) as entered:
-            if entered and main:
-                await live.Watcher(socket, self._sessions, main).run()
+        async with self._entered(socket, denied) as owner:
+            if owner is not None and main:
+                await live.Watcher(socket, self._sessions, owner, main).run()
 
     async def _realtime(self, socket: WebSocket) -> None:
         denied = None
-        try:  # clients of this protocol would connect again at once for ever, had they been let in
-            if refused := self._refusal():
-                raise refused
-            self._sessions.engine.check_room()
-        except tuple(FAILURES) as error:
-            denied = _error(503, FAILURES[type(error)][0], str(error))
         if socket.query_params.get("call_id") or socket.query_params.get("intent", "conversation") != "conversation":
             denied = _error(400, "unsupported_parameter", "This server has no calls and no transcription sessions.")
-        async with self._entered(socket, denied) as entered:
-            if entered:
+        # Clients of this protocol would connect again at once for ever, had they been let in.
+        async with self._entered(socket, denied, room=True) as owner:
+            if owner is not None:
                 model = socket.query_params.get("model") or self._sessions.engine.bundle.name
-                await realtime.RealtimeConversation(socket, self._sessions, self._refusal, model).run()
+                await realtime.RealtimeConversation(socket, self._sessions, owner, model).run()
 
     async def _stream(self, socket: WebSocket) -> None:
-        async with self._entered(socket) as entered:
-            if entered:
-                await stream.serve(socket, self._rpc.converse)
+        async with self._entered(socket) as owner:
+            if owner is not None:
+                await stream.serve(socket, functools.partial(self._rpc.converse, owner=owner))
 
     @contextlib.asynccontextmanager
-    async def _entered(self, socket: WebSocket, denied: JSONResponse | None = None) -> AsyncIterator[bool]:
-        """Opens the socket and counts a session of whoever comes, or says why not."""
+    async def _entered(
+        self, socket: WebSocket, denied: JSONResponse | None = None, *, room: bool = False
+    ) -> AsyncIterator[str | None]:
+        """Opens the socket, counts a session of whoever comes and says who; or None, and tells the client why not.
+
+        It is also told where there would be no `room` for a session now.
+        """
         with contextlib.ExitStack() as stack:
+            owner = ""
             try:
-                stack.enter_context(self._access.session(self._owner(socket)))
+                owner = self._owner(socket)
+                stack.enter_context(self._access.session(owner))
+                if room and not denied:
+                    with watch.refusals():
+                        self._sessions.check_room()
             except _REFUSED as error:
                 denied = _denial(error)
             if denied:
@@ -296,7 +297,7 @@ class WebDoor:
             else:
                 offered = socket.scope.get("subprotocols", ())
                 await socket.accept(next((name for name in _SUBPROTOCOLS if name in offered), None))
-            yield denied is None
+            yield None if denied else owner
 
     # What those who run the server ask for.
 
@@ -316,7 +317,7 @@ class WebDoor:
     async def _ready(self, request: Request) -> Response:
         """Whether new sessions should come here; nobody is asked for a key."""
         stats = self._sessions.engine.stats()
-        why = "draining" if self._draining else "full" if stats.live >= stats.slots else ""
+        why = "draining" if self._sessions.draining else "full" if stats.live >= stats.slots else ""
         if self._sessions.engine.died.done():
             why = "failed"
         return PlainTextResponse(f"{why or 'ok'}\n", 503 if why else 200)
@@ -390,12 +391,13 @@ class _Page(StaticFiles):
         return response
 
 
-_REFUSED = (AccessError, QuotaError)
-_STATUS = {"server_full": 503, "forbidden": 403, "insufficient_quota": 429}
+_CODES = {QuotaError: "insufficient_quota"} | {kind: code for kind, (code, _) in FAILURES.items()}
+_REFUSED = (AccessError, *_CODES)
+_STATUS = {code: 503 for code, _ in FAILURES.values()} | {"forbidden": 403, "insufficient_quota": 429}
 
 
-def _denial(error: AccessError | QuotaError) -> JSONResponse:
-    code = error.code if isinstance(error, AccessError) else "insufficient_quota"
+def _denial(error: Exception) -> JSONResponse:
+    code = error.code if isinstance(error, AccessError) else _CODES[type(error)]
     return _error(_STATUS.get(code, 401), code, str(error))
 
 
