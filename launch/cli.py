@@ -123,9 +123,10 @@ def config(default: str) -> flags.FlagHolder:
     return flags.DEFINE_string("config", default, "The experiment's file.")
 
 
-def checkpoint() -> flags.FlagHolder:
-    """Defines ``--checkpoint``."""
-    return flags.DEFINE_string("checkpoint", "checkpoints/inkling_tiny", "Folder of the saved model.")
+def checkpoint(default: str | None = "checkpoints/inkling_tiny") -> flags.FlagHolder:
+    """Defines ``--checkpoint``; a default of None stands for nothing to be stepped."""
+    text = "Folder of the saved model." if default else "Folder of the saved model; without it nothing is stepped."
+    return flags.DEFINE_string("checkpoint", default, text)
 
 
 def mesh(otherwise: str) -> flags.FlagHolder:

@@ -53,6 +53,9 @@ _BEHIND_PROXY = flags.DEFINE_bool(
 )
 _SLOTS = flags.DEFINE_integer("slots", 8, "Sessions at once.", lower_bound=1)
 _JOURNAL_DIR = cli.out_folder("journal_dir", None, "Folder for the sessions' journals; none are kept without it.")
+_RECORD_DIR = cli.out_folder(
+    "record_dir", None, "Folder for recordings of all that people say and show in sessions; none are made without it."
+)
 _BACKGROUND = flags.DEFINE_string(
     "background", None, "File that says which background model, with which tools (docs/background.md)."
 )
@@ -109,6 +112,7 @@ def main(argv: list[str]) -> None:
         behind_proxy=_BEHIND_PROXY.value,
         slots=_SLOTS.value,
         journal_dir=pathlib.Path(_JOURNAL_DIR.value) if _JOURNAL_DIR.value else None,
+        record_dir=pathlib.Path(_RECORD_DIR.value) if _RECORD_DIR.value else None,
         session_dir=pathlib.Path(_SESSION_DIR.value) if _SESSION_DIR.value else None,
         grace_s=_GRACE_S.value,
         faster_than_real_time=_UNPACED.value,

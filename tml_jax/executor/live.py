@@ -157,10 +157,19 @@ class LiveModel:
             lambda x, axis, one: jax.lax.dynamic_update_index_in_dim(x, one, index, axis), state, self._slot_axis, row
         )
 
-    def step(self, params: Any, state: Any, inputs: MicroTurnInput, keys: np.ndarray) -> tuple[Any, MicroTurnOutput]:
-        """(params, state, inputs [slots], keys uint32 [slots, 2]) -> (state, outputs [slots])."""
+    def rung_of(self, inputs: MicroTurnInput) -> int:
+        """Number of the shortest block with room for these."""
         most = int(np.max(inputs.num_patches)), int(np.max(inputs.num_text))
-        number = next(i for i, rung in enumerate(self.rungs) if rung.holds(*most))
+        return next(i for i, rung in enumerate(self.rungs) if rung.holds(*most))
+
+    def step(
+        self, params: Any, state: Any, inputs: MicroTurnInput, keys: np.ndarray, rung: int | None = None
+    ) -> tuple[Any, MicroTurnOutput]:
+        """(params, state, inputs [slots], keys uint32 [slots, 2]) -> (state, outputs [slots]).
+
+        It is stepped in the shortest block with room for the inputs, or in that of `rung`.
+        """
+        number = self.rung_of(inputs) if rung is None else rung
         given = self.rungs[number].cut(inputs), keys
         return self._together(number, given, lambda *given: self._step(params, state, *given))
 

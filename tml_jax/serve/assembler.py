@@ -46,6 +46,7 @@ class Assembler:
         self._sent = sent
         self._dmel, self._video, self._cell = DmelStream(spec), FrameStream(spec), round(_CELL_S * spec.sample_rate)
         self._levels: list[np.ndarray] = []
+        self._sound: list[np.ndarray] = []
         self._frames: list[np.ndarray] = []
         self._filled = self._received = self._shortened = 0
         self._power, self._lost_ms, self._noise = 0.0, 0, 1.0
@@ -123,13 +124,14 @@ class Assembler:
 
     def _listen(self, samples: np.ndarray) -> None:
         self._levels.append(self._dmel.push(samples))
+        self._sound.append(samples)
         self._filled += len(samples)
         self._power += float(np.dot(samples, samples))
 
     def _seal(self, not_before: float, silence_ms: int, closes: int | None = None) -> None:
-        levels = None
+        levels = sound = None
         if self._has_audio:
-            levels = np.concatenate(self._levels)
+            levels, sound = np.concatenate(self._levels), np.concatenate(self._sound)
             assert len(levels) == self._spec.dmel_frames, f"{len(levels)} dMel frames in a micro-turn"
         frames, self._frames = self._frames, []
         seen = min(len(frames), self._video.max_frames)
@@ -151,7 +153,8 @@ class Assembler:
                 heard=self._received,
                 held=self._dmel.held if self._has_audio else None,
                 closes=closes,
+                sound=sound,
             )
         )
-        self._levels, self._filled, self._power, self._lost_ms = [], 0, 0.0, 0
-        self._new_frames = self._shortened = 0
+        self._levels, self._sound, self._power = [], [], 0.0
+        self._filled = self._lost_ms = self._new_frames = self._shortened = 0

@@ -47,7 +47,8 @@ class EngineDiedError(RuntimeError):
 class TurnResult:
     """One session's part of a step: its rows of `MicroTurnOutput`, how the step went and for how long it was awaited.
 
-    `state` is the conversation after it where the block is `cut`, for `Engine.to_host`.
+    `rung` is the number of the block that all were stepped in (`LiveModel.rungs`). `state` is the conversation after it
+    where the session's own block is `cut`, for `Engine.to_host`.
     """
 
     turn: int
@@ -59,6 +60,7 @@ class TurnResult:
     step_ms: float
     missed: bool
     queued_ms: float
+    rung: int
     state: Any = None
 
 
@@ -395,6 +397,7 @@ class Engine:
             self._step_ms.append(elapsed * 1000)
             self._step_ms_of[live].append(elapsed * 1000)
         self.watch(live, time.time_ns() - round(elapsed * 1e9), elapsed, missed, ages_s)
+        rung = self._model.rung_of(inputs)
         for (i, one, block), age_s in zip(taken, ages_s, strict=True):
             count = int(outputs.num_tokens[i])
             one.deliver(
@@ -408,6 +411,7 @@ class Engine:
                     step_ms=elapsed * 1000,
                     missed=missed,
                     queued_ms=max(0.0, age_s * 1000),
+                    rung=rung,
                     state=self._model.row(self._state, i) if block.cut else None,
                 )
             )

@@ -54,6 +54,7 @@ class Block:
       held: the last of them that the next micro-turn's dMel looks at.
       closes: the client closed its input with it, and so many milliseconds may follow; or None.
       standing: of `tokens`, each message that is instructions.
+      sound: float32 [samples] of which `levels` are, silence put in included; None where another process heard it.
       cut: the session's state after it is to be kept. waiting: then, the text that waits to be read after it, and
         what is known of its instructions.
     """
@@ -74,6 +75,7 @@ class Block:
     held: np.ndarray | None = None
     closes: int | None = None
     standing: tuple[tuple[int, ...], ...] = ()
+    sound: np.ndarray | None = None
     cut: bool = False
     waiting: Any = None
 

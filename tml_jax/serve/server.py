@@ -31,7 +31,7 @@ class ServerSettings:
       api_keys: one of them opens the doors, if there are any. quota: what each of them may use.
       tls: of both doors. behind_proxy: others reach this server through a proxy alone, which ends TLS.
       slots: sessions at once.
-      journal_dir: where sessions are recorded, or None.
+      journal_dir: where the sessions' journals are, or None. record_dir: where all of a session is recorded, or None.
       session_dir: where those that can be resumed are kept for another process, or None.
       fullest: part of a micro-turn; no session is admitted while the 99th percentile of steps takes longer.
       grace_s: how long live sessions may go on once the server was told to stop.
@@ -39,7 +39,7 @@ class ServerSettings:
       session: how sessions are treated.
 
     Raises:
-      ValueError: a door would be open to others and ask for no key, or not be encrypted.
+      ValueError: a door would be open to others and ask for no key, or not be encrypted; two folders are one.
     """
 
     address: str = "127.0.0.1:0"
@@ -51,6 +51,7 @@ class ServerSettings:
     slots: int = 8
     journal_dir: pathlib.Path | None = None
     session_dir: pathlib.Path | None = None
+    record_dir: pathlib.Path | None = None
     fullest: float = 0.9
     grace_s: float = 10.0
     faster_than_real_time: bool = False
@@ -59,6 +60,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for address in filter(None, (self.address, self.http_address)):
             check_address(_split(address)[0], self.safety())
+        if self.session_dir and self.record_dir and self.session_dir.resolve() == self.record_dir.resolve():
+            raise ValueError("Recordings would be removed with sessions: --record_dir and --session_dir must differ.")
 
     def http(self) -> tuple[str, int]:
         """Host and port of the web door."""
@@ -87,7 +90,8 @@ class Server:
         self._sweeper: asyncio.Task[None] | None = None
         unpaced = settings.faster_than_real_time
         self.engine = Engine(bundle, settings.slots, faster_than_real_time=unpaced, fullest=settings.fullest)
-        self.sessions = Sessions(self.engine, settings.session, settings.journal_dir, settings.session_dir)
+        folders = settings.journal_dir, settings.session_dir, settings.record_dir
+        self.sessions = Sessions(self.engine, settings.session, *folders)
         self.engine.watch = watch.stepped
         self.sessions.of_owner = settings.quota.sessions
         access = Access(settings.api_keys, settings.quota)
@@ -103,7 +107,7 @@ class Server:
         """
         # The sessions' small products run side by side: more BLAS threads would only wait, busily, for each other.
         threadpoolctl.threadpool_limits(1, user_api="blas")
-        keeps = self._settings.session_dir is not None
+        keeps = bool(self._settings.session_dir or self._settings.record_dir)
         await asyncio.to_thread(lambda: self.engine.start(identify=keeps))
         await asyncio.to_thread(self._settings.session.mind.start)
         gc.collect()

@@ -70,16 +70,18 @@ def unpack(data: bytes) -> tuple[list[Any], int]:
     return records, at
 
 
-def _pack_block(block: Block) -> bytes:
+def fields_of(block: Block) -> dict[str, Any]:
+    """A block as it is kept: of plain values and arrays."""
     fields = {field.name: getattr(block, field.name) for field in dataclasses.fields(Block)}
-    for name in ("not_before", "cut", "waiting"):  # are of this process
+    for name in ("not_before", "sound", "cut", "waiting"):  # are of this process
         del fields[name]
     levels = block.levels
     fields |= {"levels": None if levels is None else levels.astype(np.uint8), "received": vars(block.received)}
-    return pack(fields | {"notes": [vars(note) for note in block.notes]})
+    return fields | {"notes": [vars(note) for note in block.notes]}
 
 
-def _block(fields: dict[str, Any], cut: bool) -> Block:
+def block_of(fields: dict[str, Any], cut: bool = False) -> Block:
+    """What `fields_of` gave; `cut` where the state after it was to be kept."""
     notes = tuple(Note(**note | {"answers": tuple(note["answers"])}) for note in fields["notes"])
     levels = None if fields["levels"] is None else fields["levels"].astype(np.int32)
     standing = tuple(map(tuple, fields["standing"]))
@@ -183,7 +185,7 @@ class SessionLog:
                 break
             touched = max(touched, path.stat().st_mtime)
             os.truncate(path, size)  # what was cut off
-            blocks += [_block(fields, i + 1 == every) for i, fields in enumerate(records)]
+            blocks += [block_of(fields, i + 1 == every) for i, fields in enumerate(records)]
         if damaged:
             raise NotHereError("What is kept of this session is damaged, and nothing can go on with it.")
         self._every = every
@@ -191,7 +193,12 @@ class SessionLog:
 
     def append(self, turn: int, block: Block) -> bool:
         """Keeps a micro-turn's input. Returns whether the state after it is wanted. Raises OSError."""
-        data = _pack_block(block)
+        self.write(turn, fields_of(block))
+        return (turn + 1) % self._every == 0
+
+    def write(self, turn: int, record: dict[str, Any]) -> None:
+        """Appends a record to the part of a micro-turn. Raises OSError."""
+        data = pack(record)
         with self._writing:
             if self._lock < 0:
                 raise OSError(errno.EBADF, "the session is over here")
@@ -203,7 +210,6 @@ class SessionLog:
             assert self._file is not None
             if os.write(self._file, data) < len(data):
                 raise OSError(errno.ENOSPC, "no space is left")
-        return (turn + 1) % self._every == 0
 
     def save(self, turn: int, state: dict[str, Any]) -> None:
         """Keeps the state after so many micro-turns, and removes what it makes unneeded. Raises OSError."""

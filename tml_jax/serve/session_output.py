@@ -15,6 +15,7 @@ from tml_jax.serve.engine import Engine, TurnResult
 from tml_jax.serve.errors import JournalError, OverloadedError
 from tml_jax.serve.inbox import Block
 from tml_jax.serve.outlet import Outlet
+from tml_jax.serve.recording import Recording
 from tml_jax.serve.session_input import Pools, SessionInput
 from tml_jax.serve.session_log import SessionLog
 from tml_jax.serve.watch import SessionWatch
@@ -44,7 +45,7 @@ class SessionOutput(SessionInput):
         keep_ms: int | None,
     ) -> None:
         super().__init__(config, engine, pools, settings, log)
-        self._journal = journal
+        self._journal, self._recording = journal, journal if isinstance(journal, Recording) else None
         self.watch = SessionWatch(config, self._spec.micro_turn_s)
         self._audience = Audience(self._spec.micro_turn_ms, keep_ms, engine.notify)
         self._outlet = Outlet(self._spec, self._tokenizer)
@@ -79,6 +80,7 @@ class SessionOutput(SessionInput):
                 told = self._record(result.block, told)
                 self.watch.told(told)
                 self._audience.tell(told)
+                await self._keep_told(result, told)
                 if result.state is not None:
                     await self._save(result)
                 self._engine.notify()
@@ -188,6 +190,13 @@ class SessionOutput(SessionInput):
         return settled or since_close >= self._longest_linger_ms
 
     # What is kept.
+
+    async def _keep_told(self, result: TurnResult, told: list[events.Event]) -> None:
+        """A micro-turn that was told, where the session is recorded."""
+        if self._recording is not None:
+            said = next((event.samples for event in told if isinstance(event, events.Sound)), None)
+            lines = self._recording.taken()
+            await self._work(self._recording.append, result, said, lines, pool=self._pools.output)
 
     async def _save(self, result: TurnResult) -> None:
         """Keeps all that the session is after this micro-turn."""

@@ -22,6 +22,7 @@ from tml_jax.serve.engine import Engine, EngineDiedError, TurnResult
 from tml_jax.serve.errors import DrainedError, GoneError, JournalError, MovedError, TakenOverError, UnknownSessionError
 from tml_jax.serve.inbox import Block, Note
 from tml_jax.serve.reading import Reading
+from tml_jax.serve.recording import open_journal
 from tml_jax.serve.session_input import Pools
 from tml_jax.serve.session_log import Kept, SessionLog
 from tml_jax.serve.session_output import SessionOutput, stream_of
@@ -294,6 +295,7 @@ class Sessions:
         settings: SessionSettings,
         journal_dir: pathlib.Path | None,
         session_dir: pathlib.Path | None = None,
+        record_dir: pathlib.Path | None = None,
     ) -> None:
         """Makes a server's sessions.
 
@@ -302,8 +304,10 @@ class Sessions:
           settings: how they are treated.
           journal_dir: for their journals, one file each, if there is one.
           session_dir: for all that another process needs to go on with those that can be resumed, if there is one.
+          record_dir: for recordings of all of them, if there is one.
         """
-        self.engine, self.settings, self._journal_dir, self._session_dir = engine, settings, journal_dir, session_dir
+        self.engine, self.settings, self._session_dir = engine, settings, session_dir
+        self._folders = journal_dir, record_dir
         self._pools = Pools()
         self._live: set[Session] = set()
         self._resumable: dict[str, Session] = {}  # by id; also those that are over, while their clients may not know
@@ -360,9 +364,8 @@ class Sessions:
     def _add(
         self, session_id: str, config: SessionConfig, token: str, log: SessionLog | None, kept: Kept | None = None
     ) -> Session:
-        path = self._journal_dir and self._journal_dir / f"{session_id}.jsonl"
-        after = None if kept is None else kept.state["journal"] if kept.state else 0
-        settings = self.engine, Journal(path, after=after), self._pools, self.settings
+        journal = open_journal(session_id, config, self.engine, kept, *self._folders)
+        settings = self.engine, journal, self._pools, self.settings
         try:
             session = Session(session_id, config, *settings, self._is_over, token, log, kept)
         except BaseException:
