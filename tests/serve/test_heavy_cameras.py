@@ -45,8 +45,11 @@ def test_eight_cameras_put_no_silence_into_anybody_s_sound(bundle, seconds: int)
     assert beside.silence_ms == 0
     assert not cameras["told"]
     assert min(cameras["fps"]) > 0
-    assert max(cameras["fps"]) <= 10.5
-    if not seconds:  # of the shipped model's steps the time is their rounding's
+    # They send all 80 a second as long as they are read; of a few seconds much lies between, in buffers.
+    assert sum(cameras["fps"]) < CAMERAS * heavy_cameras.FPS * (0.5 if seconds else 0.75)
+    if seconds:
+        assert beside.percentile(99) < 200
+    else:  # of the shipped model's steps the time is their rounding's
         assert all(reply in alone.replies for reply in beside.replies)
-    else:
+        # A loaded machine keeps both waiting, and of so few micro-turns the 99th percentile is one of the slowest two.
         assert beside.percentile(99) < alone.percentile(99) + 200
