@@ -147,7 +147,7 @@ def _missing_program(name: str) -> RuntimeError:
     return RuntimeError(f"The program {name!r} isn't installed; install it with `apt-get install {package}`.")
 
 
-def _run(command: list[str], text: str | None = None) -> str:
+def _run(command: list[str], text: str = "") -> str:
     try:
         return subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60).stdout
     except FileNotFoundError as error:
@@ -156,7 +156,7 @@ def _run(command: list[str], text: str | None = None) -> str:
         raise RuntimeError(f"{command[0]} failed: {error.stderr.strip() or 'no message'}.") from error
 
 
-def _record(command: Callable[[str], list[str]], text: str | None = None) -> tuple[Waveform, int]:
+def _record(command: Callable[[str], list[str]], text: str = "") -> tuple[Waveform, int]:
     """Runs a program that writes a wave file; `command(path)` gives its arguments, and it may read `text`."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "speech.wav"
