@@ -55,6 +55,7 @@ def test_words_and_sound_lie_where_they_are_heard() -> None:
         ("heard", 0.3, {"text": " sev"}),
         ("heard", 0.4, {"text": "en please"}),
         ("lost", 0.4, {"ms": 40}),
+        ("shortened", 0.4, {"ms": 30}),
         ("word", 0.5, {"text": " seven"}),
         ("speak", 0.5, {}),
         ("voice", 0.5, {"level": 0.1, "onset_ms": 30}),
@@ -69,7 +70,8 @@ def test_words_and_sound_lie_where_they_are_heard() -> None:
     assert (said["name"], said["ts"], said["dur"]) == ("seven", 500_000, 100_000)
     assert (handed_over["ph"], handed_over["s"], handed_over["ts"]) == ("i", "t", 700_000)
     assert (sound["ts"], sound["dur"]) == (530_000, 170_000)
-    (lost,), (error,) = tracks["user: sound that did not come"], tracks["session"]
+    (lost, shortened), (error,) = tracks["user: sound that did not come"], tracks["session"]
+    assert (shortened["name"], shortened["args"]["ms"]) == ("shortened", 30)
     assert (lost["ph"], lost["ts"], lost["args"]["ms"]) == ("i", 400_000, 40)
     assert error["name"] == "gone"
 

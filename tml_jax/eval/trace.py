@@ -13,7 +13,8 @@ from tml_jax.wire.journal import Event
 _HEARD, _TYPED, _SEEN, _MISSED = "user: words heard", "user: text", "user: pictures", "user: sound that did not come"
 _SAID, _SOUND, _STEPS, _SESSION = "model: words", "model: sound", "steps", "session"
 _TRACKS = (_HEARD, _TYPED, _SEEN, _MISSED, _SAID, _SOUND, _STEPS, _SESSION)
-_INSTANTS = {"text": _TYPED, "instructions": _TYPED, "frame": _SEEN, "silence": _MISSED, "lost": _MISSED}
+_INSTANTS = {"text": _TYPED, "instructions": _TYPED, "frame": _SEEN, "frames_dropped": _SEEN}
+_INSTANTS |= dict.fromkeys(("silence", "shortened", "lost"), _MISSED)
 _INSTANTS |= {"delegate": _SAID, "error": _SESSION, "end": _SESSION}
 
 _Row = tuple[str, str, int, int | None, Event]  # track, name, begin and length in µs (None: an instant), details
