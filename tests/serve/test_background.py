@@ -134,19 +134,24 @@ def test_a_result_that_cannot_wait_interrupts_and_a_silent_one_is_only_told() ->
     play(scenario, spy)
 
 
+class _Slow:
+    """Answers after `release`; `most` is how many were at work at once."""
+
+    def __init__(self) -> None:
+        self.most, self._running, self.release = 0, 0, threading.Event()
+
+    async def __call__(self, desk: Desk) -> Answer:
+        self._running += 1
+        self.most = max(self.most, self._running)
+        while not self.release.is_set():
+            await asyncio.sleep(0.005)
+        self._running -= 1
+        return await at_once(desk)
+
+
 def test_a_burst_runs_one_task_keeps_one_and_merges_the_rest() -> None:
     """Public case P15: a thousand delegations start no thousand consults."""
-    running, most = 0, 0
-    release = threading.Event()
-
-    async def slow(desk: Desk) -> Answer:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        while not release.is_set():
-            await asyncio.sleep(0.005)
-        running -= 1
-        return await at_once(desk)
+    slow = _Slow()
 
     async def scenario(conversation: Rig) -> None:
         for number in range(1000):
@@ -154,7 +159,7 @@ def test_a_burst_runs_one_task_keeps_one_and_merges_the_rest() -> None:
             assert conversation.delegate() == min(number, 1)
             assert conversation.actor.pending <= 2
         conversation.tell(SPEAK, words=" one moment")
-        release.set()
+        slow.release.set()
         await conversation.until(lambda: conversation.states().count("finished") == 2)
         for _ in range(20):
             conversation.tell()
@@ -163,23 +168,13 @@ def test_a_burst_runs_one_task_keeps_one_and_merges_the_rest() -> None:
         assert conversation.states() == ["started", "finished", "started", "finished"]
 
     backend = play(scenario, slow)
-    assert (most, len(backend.asked)) == (1, 2)
+    assert (slow.most, len(backend.asked)) == (1, 2)
     assert backend.asked[1].endswith("question 999")
 
 
 def test_all_sessions_together_have_so_many_tasks_at_work() -> None:
     """One more waits until another is done, and is done then."""
-    running = most = 0
-    release = threading.Event()
-
-    async def slow(desk: Desk) -> Answer:
-        nonlocal running, most
-        running += 1
-        most = max(most, running)
-        while not release.is_set():
-            await asyncio.sleep(0.005)
-        running -= 1
-        return await at_once(desk)
+    slow = _Slow()
 
     async def scenario() -> list[list[str]]:
         mind = Mind(backend, limits=Limits(tasks=3))
@@ -192,14 +187,14 @@ def test_all_sessions_together_have_so_many_tasks_at_work() -> None:
                 await asyncio.sleep(0.005)
             await asyncio.sleep(0.3)
             assert len(backend.asked) == 3
-            release.set()
+            slow.release.set()
             for session in sessions:
                 await session.until(lambda made=session: "finished" in made.states())
             return [session.states() for session in sessions]
 
     backend = Scripted(slow)
     assert asyncio.run(scenario()) == [["started", "finished"]] * 4
-    assert (most, len(backend.asked)) == (3, 4)
+    assert (slow.most, len(backend.asked)) == (3, 4)
 
 
 def test_a_conversation_that_never_rests_gets_its_result_in_the_end() -> None:
