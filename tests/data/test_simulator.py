@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tml_jax.data import pipeline, scenarios
+from tml_jax.data import arrangements, pipeline, scenarios
 from tml_jax.data.config import DataConfig
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.store import ConversationStore
@@ -16,6 +16,7 @@ from tml_jax.data.timeline import (
     Conversation,
     Delegate,
     Frames,
+    Instructions,
     SpokenWord,
     UserSpeech,
     UserText,
@@ -111,7 +112,9 @@ def test_two_timers_run_at_once_and_end_apart(simulators):
 
 def test_cues_are_what_the_video_shows(simulators):
     for conversation, cues in expected(simulators, "cue", "cue"):
-        assert next(conversation.of(UserText)).text == "say beep when something moves"
+        asked = [u.text for u in conversation.of(UserText)]
+        asked += [" ".join(word.text for word in u.words) for u in conversation.of(UserSpeech)]
+        assert asked == ["say beep when something moves"], "said, or typed"
         film = next(conversation.of(Frames))
         still = np.abs(np.diff(film.frames.astype(np.float32).mean(axis=(3)), axis=0)).mean(axis=(1, 2))
         for cue in cues:
@@ -156,12 +159,62 @@ def test_only_training_hears_that_there_is_no_answer(simulators):
 
 
 def test_typed_requests_of_held_out_users_are_their_own(simulators):
-    for name, texts in (("cue", scenarios.CUES), ("shadow", scenarios.SHADOWS)):
+    texts_of = {"cue": arrangements.CUES, "shadow": arrangements.SHADOWS, "translate": arrangements.TRANSLATIONS}
+    for name, texts in texts_of.items():
         typed = {
-            split: {e.text for i in range(12) for e in simulators[split].conversation(i, name).of(UserText)}
+            split: {e.text for i in range(24) for e in simulators[split].conversation(i, name).of(UserText)}
             for split in ("train", "heldout")
         }
         assert typed["heldout"] == {texts[0]} and typed["train"] == set(texts[1:])
+
+
+def test_digits_are_translated_and_what_is_left_of_a_timer_told(simulators):
+    spanish = dict(zip(number_words.UNITS, number_words.SPANISH, strict=False))
+    for conversation, digits in expected(simulators, "translate", "cue"):
+        said = {u.start_s + u.words[-1].end_s: u.words[-1].text for u in conversation.of(UserSpeech)}
+        assert digits and all(digit["words"] == [spanish[said[digit["at"]]]] for digit in digits)
+    told = 0
+    for _, answers in expected(simulators, "elapsed", "answer"):
+        for began, asked in itertools.pairwise(answers):
+            if asked["words"] != ["okay"]:
+                seconds = asked["after"] - began["after"]
+                assert abs(seconds - number_words.from_words(asked["words"][0])) <= 0.2
+                told += 1
+    assert told > 8
+
+
+def test_what_was_begun_and_broken_off_is_not_answered(simulators):
+    for conversation, answers in expected(simulators, "repair", "answer"):
+        for answer in answers:
+            (request,) = (
+                u for u in conversation.of(UserSpeech) if abs(u.start_s + u.words[-1].end_s - answer["after"]) < 1e-6
+            )
+            words = [word.text for word in request.words]
+            assert answer["words"] == words[1:-1] if words[0] == "repeat" else answer["words"][-1] in (words[-1], "one")
+
+
+def test_instructions_hold_for_the_whole_conversation(simulators):
+    seen = set()
+    for index in range(24):
+        conversation = simulators["heldout"].conversation(index, "instructed")
+        (given,) = conversation.of(Instructions)
+        (what,) = (name for name, texts in arrangements.INSTRUCTIONS.items() if given.text == texts[0])
+        said = [word.text for speech in conversation.of(AssistantSpeech) for word in speech.words]
+        assert given.time_s == 0.0 and "okay" not in said
+        if what == arrangements.SILENT:
+            assert not said and len(conversation.expectations) > 1
+        elif what == arrangements.YES:
+            assert set(said) == {"yes", "now"}
+        else:
+            assert said and set(said) <= set(number_words.SPANISH)
+        seen.add(what)
+    assert seen == set(arrangements.INSTRUCTIONS)
+
+
+def test_a_conversation_without_instructions_gets_none_later(simulators):
+    for index in range(60):
+        conversation = simulators["train"].conversation(index)
+        assert all(given.time_s == 0.0 for given in conversation.of(Instructions))
 
 
 def test_talk_over_the_model_leaves_it_talking(simulators):
@@ -364,7 +417,7 @@ def test_rows_stay_within_their_room():
     config = dataclasses.replace(CONFIG, group=6, window_patches=20, window_speech=30)
     source = pipeline.GroupSource(config, SPEC, TOKENIZER, "train")
     cut = 0
-    for index in range(3):
+    for index in range(6):
         inputs, outputs = source(index)
         tokens = packed.trunk_tokens(SPEC, inputs, outputs).sum(axis=1)
         assert tokens.max() <= config.window_tokens
@@ -380,7 +433,7 @@ def test_rows_stay_within_their_room():
 
 def test_a_batch_holds_what_there_is():
     """The arrays of a batch against the dense ones that it stands for."""
-    whole, _ = pipeline.GroupSource(CONFIG, SPEC, TOKENIZER, "train")(0)
+    whole, _ = pipeline.GroupSource(CONFIG, SPEC, TOKENIZER, "train")(1)
     assert 0 < whole.patches.nbytes < 0.25 * whole.active.size * 2 * 40 * 40 * 3 * 4
 
 

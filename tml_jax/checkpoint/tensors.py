@@ -76,7 +76,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
             places = _read_header(self.directory / file)
             if expected is not None and (lost := sorted(expected - set(places))):
                 raise ValueError(f"{index} places tensor {lost[0]!r} in {file}, which does not hold it.")
-            self._places.update(places)
+            self._places.update({name: places[name] for name in expected or places})  # others were replaced
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor, mapped: only what is read of it is read from disk."""

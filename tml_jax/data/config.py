@@ -24,8 +24,12 @@ class Shares:
     two_timers: float = 0.8  # a second one is set while the first runs
     redirect: float = 0.6  # "stop", and another request at once
     side_talk: float = 0.4  # people talk while the model speaks
-    cue: float = 0.8  # typed, "say beep when something moves"
-    shadow: float = 0.8  # typed, "say every digit as i say it", until "stop"
+    cue: float = 0.8  # "say beep when something moves"
+    shadow: float = 0.8  # "say every digit as i say it", until "stop"
+    translate: float = 0.6  # the same in Spanish
+    elapsed: float = 0.5  # "how long has it been?", while a timer runs
+    repair: float = 0.6  # a request that is begun, broken off and begun anew
+    instructed: float = 0.8  # the operator's instructions: in Spanish, in silence, "yes" for "okay"
 
     def items(self) -> list[tuple[str, float]]:
         """Names and shares, in the order of declaration."""

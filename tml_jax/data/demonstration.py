@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tml_jax.data import scenarios
+from tml_jax.data import arrangements, scenarios
 from tml_jax.data.config import QUIET_ROOM, Behaviour, DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip, SpeechBank
@@ -83,9 +83,9 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
             scenarios.redirect,
             {"count_to": _number_between(-1, 10, 20), "stop": lambda text: "stop" in text, "repeat": _any},
         ),
-        _Exchange(scenarios.shadow, {"word": _any, "stop": lambda text: "stop" in text}),
+        _Exchange(arrangements.shadow, {"word": _any, "shadow": _any, "stop": lambda text: "stop" in text}),
     ),
-    "Cue": (_Exchange(scenarios.cue),),
+    "Cue": (_Exchange(arrangements.cue, {"cue": _any}),),
 }
 _FILMED = frozenset({"Sight", "Cue"})
 _SECONDS = {"Cue": 16.0}  # of a scene whose exchange goes on as long as there is time; others end with theirs

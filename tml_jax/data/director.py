@@ -25,6 +25,7 @@ from tml_jax.data.timeline import (
     reaction_turn,
 )
 from tml_jax.data.voices import Cast, Speaker
+from tml_jax.streams import number_words
 from tml_jax.streams.micro_turn import StreamSpec
 
 HOLDING = "okay"
@@ -39,6 +40,7 @@ class Director:
     Attributes:
       rng: every draw. now: the time at which the next thing may begin, seconds. limit: when it must be over.
       motions: what the camera sees, where it runs.
+      instruction: which of `arrangements.INSTRUCTIONS` the operator gave; empty: none.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Director:
         self.events: list[Event] = []
         self.expectations: list[dict[str, Any]] = []
         self.motions: list[Repetitions] = []
+        self.instruction = ""
         self.now = float(rng.uniform(0.3, 1.5))
         self.limit = float(rng.uniform(*config.behaviour.duration))
 
@@ -70,13 +73,19 @@ class Director:
 
     # ---- the user
 
-    def pick(self, family: str) -> Clip | Spliced:
-        """One of the user's requests of a family, in training often with other numbers."""
-        clips = self.speaker.family(family)
+    def pick(self, *families: str) -> Clip | Spliced:
+        """One of the user's requests of those of the families that this user has, in training often with other numbers."""
+        able = tuple(family for family in families if self.speaker.family(family))
+        clips = self.speaker.family(able[int(self.rng.integers(len(able)))] if len(able) > 1 else able[0])
         clip = clips[int(self.rng.integers(len(clips)))]
         if self.cast.split == "train" and self.rng.random() < self.config.behaviour.splice_share:
             return splice(self.cast.bank, clip, self.speaker.clips, self.rng)
         return clip
+
+    def ask(self, clip: Clip | Spliced) -> float:
+        """The user asks for it now, hesitating now and then; the end of the request."""
+        hesitate = self.rng.random() < self.config.behaviour.hesitation_share
+        return self.user(clip, self.now, hesitate=hesitate)
 
     def user(self, clip: Clip | Spliced, start_s: float, *, hesitate: bool = False) -> float:
         """The user says a clip from `start_s` on, perhaps hesitating inside it; the end of the last word."""
@@ -130,6 +139,15 @@ class Director:
 
     # ---- the model
 
+    def wanted(self, clip: Clip | Spliced) -> list[str]:
+        """What the model says to "repeat five two please" or "count to seven"."""
+        words = clip.text.split()
+        if words[0] != "count":
+            return words[1:-1]
+        number = number_words.from_words(words[-1])
+        order = range(number, 0, -1) if words[1] == "down" else range(1, number + 1)
+        return [number_words.to_words(n) for n in order]
+
     def say(self, text: str, start_s: float) -> float:
         """The model says `text` from `start_s` on, word by word in its own voice; when it is over."""
         rate, audio, words, length = self.spec.sample_rate, [], [], 0
@@ -146,6 +164,12 @@ class Director:
         """The model answers what ended at `after_s` as soon as it can; when it is over."""
         self.expect("answer", after=after_s, words=text.split())
         return self.say(text, self.heard_at(after_s))
+
+    def say_over(self, text: str, start_s: float) -> None:
+        """The model says this at its time, and gives up what it is still saying."""
+        if start_s < self.now:
+            self.interrupt(start_s)
+        self.now = self.say(text, start_s)
 
     def interrupt(self, time_s: float) -> None:
         """The model's last utterance is cut at `time_s`; all of the rest is never said."""

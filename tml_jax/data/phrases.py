@@ -12,7 +12,7 @@ from typing import Literal
 
 from tml_jax.streams import number_words
 
-Kind = Literal["command", "word", "filler", "assistant", "talk"]
+Kind = Literal["command", "word", "filler", "assistant", "talk", "request"]
 
 UNITS = tuple(number_words.to_words(n) for n in range(21))
 TENS = tuple(number_words.to_words(n) for n in range(30, 100, 10))
@@ -38,6 +38,13 @@ ASSISTANT_LINES = (
     "Okay, stopped.",
     "You are welcome.",
 )
+REQUESTS = (
+    "Say beep when something moves.",
+    "Say every digit as I say it.",
+    "Say every digit in Spanish.",
+    "How long has it been?",
+)
+"""What a user says once in a while, and what then holds for a while."""
 ASSISTANT_SPEEDS = (0.9, 1.0, 1.1, 1.25)
 USER_SPEEDS = (0.85, 0.92, 1.0, 1.0, 1.08, 1.16, 1.25)
 _SPOKEN = {"o clock": "O'clock.", "i do not know": "I do not know.", "fine thanks": "Fine, thanks."}
@@ -170,6 +177,21 @@ def user_phrases(seed: int, num_clips: int) -> list[Utterance]:
     endless = more()
     plan += [next(endless) for _ in range(num_clips - len(plan))]
     return [Utterance(transcript(line), line, kind, float(speeds.draw())) for line, kind in plan[:num_clips]]
+
+
+def request_phrases(seed: int) -> list[Utterance]:
+    """`REQUESTS`, each once, at a pace that the seed tells."""
+    speeds = _Deck(random.Random(seed + 2), [str(speed) for speed in USER_SPEEDS])
+    return [Utterance(transcript(line), line, "request", float(speeds.draw())) for line in REQUESTS]
+
+
+def spanish_phrases() -> list[Utterance]:
+    """The assistant's numbers in Spanish, each at each of `ASSISTANT_SPEEDS`."""
+    return [
+        Utterance(word, f"{word.capitalize()}.", "assistant", speed)
+        for speed in ASSISTANT_SPEEDS
+        for word in number_words.SPANISH
+    ]
 
 
 def assistant_phrases() -> list[Utterance]:

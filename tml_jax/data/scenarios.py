@@ -6,80 +6,39 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tml_jax.data import scenes
+from tml_jax.data import arrangements, scenes
 from tml_jax.data.config import DataConfig
 from tml_jax.data.director import Director
 from tml_jax.data.speech_bank import Clip
 from tml_jax.data.splice import Spliced
-from tml_jax.data.timeline import UserText
 from tml_jax.data.voices import reply_to_greeting
 from tml_jax.streams import number_words
 
-CUES = (
-    "say beep when something moves",
-    "beep when it moves",
-    "say beep when it moves",
-    "beep when you see something move",
-    "when something moves say beep",
-)
-SHADOWS = (
-    "say every digit as i say it",
-    "say every number as i say it",
-    "say each number after me",
-    "say what i say as i say it",
-    "repeat every number at once",
-)
-"""What users type who ask for these, as no voice of the bank says it: the first is kept for held-out users."""
-
 _UNKNOWN_SHARE = 0.06  # of the answers in training: one that is right is what a held-out user waits for
 _APART_S = 1.5  # two timers end at least so far from each other
-_CUE_S = (0.8, 2.5)  # how long what moves once does so
-_BETWEEN_CUES_S = (2.5, 5.0)
-_SEEN_S = 0.3  # a motion that begins gently cannot be seen any sooner
-_DIGITS = (3, 9)
-_BETWEEN_DIGITS_S = (0.4, 0.8)
 _LONG_S = 3.0  # a shorter answer is not talked over
-
-
-def _pick(director: Director, *families: str) -> Clip | Spliced:
-    """One of the user's requests, from one of these families: those that this user has."""
-    families = tuple(name for name in families if director.speaker.family(name))
-    return director.pick(families[int(director.rng.integers(len(families)))])
-
-
-def _ask(director: Director, clip: Clip | Spliced) -> float:
-    """The user asks, hesitating now and then; the end of the request."""
-    hesitate = director.rng.random() < director.config.behaviour.hesitation_share
-    return director.user(clip, director.now, hesitate=hesitate)
-
-
-def _counting(clip: Clip | Spliced) -> list[str]:
-    number = number_words.from_words(clip.text.split()[-1])
-    order = range(number, 0, -1) if clip.text.startswith("count down") else range(1, number + 1)
-    return [number_words.to_words(n) for n in order]
 
 
 def command(director: Director) -> None:
     """ "repeat five two please", "count to seven": the model does it at once."""
-    clip = _pick(director, "repeat", "repeat", "count_to", "count_down")
-    words = _counting(clip) if clip.text.startswith("count") else clip.text.split()[1:-1]
-    director.now = director.answer(" ".join(words), _ask(director, clip))
+    clip = director.pick("repeat", "repeat", "count_to", "count_down")
+    director.now = director.answer(" ".join(director.wanted(clip)), director.ask(clip))
 
 
 def greeting(director: Director) -> None:
     """ "how are you": "fine thanks"."""
-    clip = _pick(director, "greeting")
+    clip = director.pick("greeting")
     director.now = director.answer(reply_to_greeting(clip.text), director.user(clip, director.now))
 
 
 def timer(director: Director) -> None:
     """ "tell me when five seconds have passed": "okay", and then "now", counted from the end of the request."""
-    clip = _pick(director, "timer")
-    end = _ask(director, clip)
+    clip = director.pick("timer")
+    end = director.ask(clip)
     director.answer("okay", end)
     at = end + number_words.from_words(clip.text.split()[3])
     if director.speaker.family("stop") and director.rng.random() < 0.12:  # called off
-        stop = director.user(_pick(director, "stop"), float(director.rng.uniform(end + 1.2, max(end + 1.3, at - 0.8))))
+        stop = director.user(director.pick("stop"), float(director.rng.uniform(end + 1.2, max(end + 1.3, at - 0.8))))
         if stop + 0.4 < at:
             director.expect("silent", reason="timer called off", **{"from": stop + 0.6, "to": at + 1.0})
             director.now = at + 1.0
@@ -90,8 +49,8 @@ def timer(director: Director) -> None:
 
 def beeper(director: Director) -> None:
     """ "say beep every three seconds": "okay", and "beep" each time, until "stop"."""
-    clip = _pick(director, "beeper")
-    end = _ask(director, clip)
+    clip = director.pick("beeper")
+    end = director.ask(clip)
     director.answer("okay", end)
     every = number_words.from_words(clip.text.split()[3])
     beeps = int(director.rng.integers(2, 6)) if director.speaker.family("stop") else 100
@@ -104,7 +63,7 @@ def beeper(director: Director) -> None:
         director.expect("timer", at=last, words=["beep"])
         director.now = director.say("beep", director.heard_at(last, 0.0))
     low = director.now + 0.2
-    stop = director.user(_pick(director, "stop"), float(director.rng.uniform(low, max(low + 0.1, last + every - 1.2))))
+    stop = director.user(director.pick("stop"), float(director.rng.uniform(low, max(low + 0.1, last + every - 1.2))))
     director.expect("silent", reason="stopped", **{"from": stop + 0.6, "to": stop + every + 1.0})
     director.now = stop + float(director.rng.uniform(1.0, every + 1.5))
 
@@ -116,8 +75,8 @@ def count_aloud(director: Director) -> tuple[float, float]:
     ]
     clips = clips or director.speaker.family("count_down") or director.speaker.family("count_to")
     clip = clips[int(director.rng.integers(len(clips)))]
-    end = _ask(director, clip)
-    return director.heard_at(end), director.answer(" ".join(_counting(clip)), end)
+    end = director.ask(clip)
+    return director.heard_at(end), director.answer(" ".join(director.wanted(clip)), end)
 
 
 def _acknowledge(director: Director, at: float) -> float:
@@ -128,7 +87,7 @@ def _acknowledge(director: Director, at: float) -> float:
 
 def cut_off(director: Director, at: float, over: float) -> None:
     """The user says "stop" at this time, while the model would speak until `over`."""
-    stop = director.user(_pick(director, "stop"), at)
+    stop = director.user(director.pick("stop"), at)
     director.interrupt(director.heard_at(stop, director.config.behaviour.yielding))
     answer = next(expected for expected in reversed(director.expectations) if expected["kind"] == "answer")
     answer["interrupted"] = stop
@@ -160,7 +119,7 @@ def undeterred(director: Director) -> None:
 def count(director: Director) -> None:
     """ "count the repetitions": "okay", and the running count at the end of each repetition seen."""
     behaviour = director.config.behaviour
-    end = _ask(director, _pick(director, "repetitions"))
+    end = director.ask(director.pick("repetitions"))
     ready = director.answer("okay", end)
     wanted = int(director.rng.integers(behaviour.repetitions[0], behaviour.repetitions[1] + 1))
     start = max(end + 0.4, ready + float(director.rng.uniform(-0.4, 1.0)))
@@ -202,8 +161,8 @@ def background_answer(director: Director, clip: Clip | Spliced) -> str:
 
 def delegate(director: Director) -> None:
     """ "what is twelve times seven": handed to the background model, "okay", and its result when it comes."""
-    clip = _pick(director, "delegate")
-    director.now = director.delegate(clip.text, _ask(director, clip), background_answer(director, clip))
+    clip = director.pick("delegate")
+    director.now = director.delegate(clip.text, director.ask(clip), background_answer(director, clip))
 
 
 def quiet(director: Director) -> None:
@@ -250,14 +209,7 @@ def two_timers(director: Director) -> None:
         ends.append(end + seconds(clip))
     for at in sorted(ends):
         director.expect("timer", at=at, words=["now"], of=2)
-        _say_over(director, "now", director.heard_at(at, 0.0))
-
-
-def _say_over(director: Director, text: str, start_s: float) -> None:
-    """The model says this at its time, and gives up what it is still saying."""
-    if start_s < director.now:
-        director.interrupt(start_s)
-    director.now = director.say(text, start_s)
+        director.say_over("now", director.heard_at(at, 0.0))
 
 
 def redirect(director: Director) -> None:
@@ -284,45 +236,6 @@ def side_talk(director: Director) -> None:
     director.now = max(director.now, over)
 
 
-def _type(director: Director, texts: tuple[str, ...]) -> None:
-    """The user types one of these: the first is for users that are held out, who have it to themselves."""
-    text = texts[0] if director.cast.split == "heldout" else texts[int(director.rng.integers(1, len(texts)))]
-    director.events.append(UserText(director.now, text))
-    director.now += float(director.rng.uniform(0.8, 1.2))
-
-
-def cue(director: Director) -> None:
-    """ "say beep when something moves": "beep" at each motion, and nothing else."""
-    _type(director, CUES)
-    time = director.now
-    while (time := time + float(director.rng.uniform(*_BETWEEN_CUES_S))) < director.limit - _CUE_S[1] - 0.5:
-        end = time + float(director.rng.uniform(*_CUE_S))
-        director.motions.append(scenes.Repetitions((time,), (end,)))
-        director.expect("cue", at=time, words=["beep"])
-        director.say("beep", director.heard_at(time, _SEEN_S))
-        time = end
-    director.now = director.limit
-
-
-def shadow(director: Director) -> None:
-    """ "say every digit as i say it": each digit while the user goes on with the next ones, until "stop"."""
-    _type(director, SHADOWS)
-    start, said = director.now, ""
-    digits = int(director.rng.integers(_DIGITS[0], _DIGITS[1] + 1))
-    for i in range(digits):
-        words = director.speaker.family("word")
-        clips = [clip for clip in words if clip.text != said] or words
-        clip = clips[int(director.rng.integers(len(clips)))]
-        end, said = director.user(clip, start), clip.text
-        if i < digits - 1:  # of the last one the model cannot say it while the user speaks
-            director.expect("cue", at=end, words=[said])
-        _say_over(director, said, director.heard_at(end))
-        start = end + float(director.rng.uniform(*_BETWEEN_DIGITS_S))
-    stop = director.user(_pick(director, "stop"), director.now + float(director.rng.uniform(0.3, 0.8)))
-    director.now = stop + float(director.rng.uniform(1.0, 2.0))
-    director.expect("silent", reason="stopped", **{"from": stop, "to": director.now})
-
-
 SCENARIOS: dict[str, Callable[[Director], None]] = {
     "command": command,
     "greeting": greeting,
@@ -338,8 +251,12 @@ SCENARIOS: dict[str, Callable[[Director], None]] = {
     "two_timers": two_timers,
     "redirect": redirect,
     "side_talk": side_talk,
-    "cue": cue,
-    "shadow": shadow,
+    "cue": arrangements.cue,
+    "shadow": arrangements.shadow,
+    "translate": arrangements.translate,
+    "elapsed": arrangements.elapsed,
+    "repair": arrangements.repair,
+    "instructed": arrangements.instructed,
 }
 NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "command": (("repeat", "count_to", "count_down"),),
@@ -358,9 +275,16 @@ NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "side_talk": (("count_to", "count_down"),),
     "cue": (),
     "shadow": (("word",), ("stop",)),
+    "translate": (("word",), ("stop",)),
+    "elapsed": (("timer",), ("elapsed",)),
+    "repair": (("repeat", "count_to", "count_down"),),
+    "instructed": (("repeat",), ("timer",)),
 }
 """What a user must be able to say for a scenario: a clip of one family of each group."""
 FILMED = frozenset({"count", "watch", "cue"})
+"""What a camera sees."""
+WHOLE = frozenset({"instructed"})
+"""What holds for a whole conversation, from its beginning on."""
 
 
 def film(director: Director) -> None:

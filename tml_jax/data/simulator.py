@@ -65,8 +65,9 @@ class Simulator:
             director.pause()
             if director.now > director.limit - 4.0:
                 break
-            if scenario is None and rng.random() > _SAME_AGAIN:
-                name = str(rng.choice([n for n in possible if filmed or n not in scenarios.FILMED]))
+            if scenario is None and name not in scenarios.WHOLE and rng.random() > _SAME_AGAIN:
+                able = [n for n in possible if filmed or n not in scenarios.FILMED]
+                name = str(rng.choice([n for n in able if n not in scenarios.WHOLE]))
         director.limit = max(director.limit, director.now)
         if filmed:
             scenarios.film(director)

@@ -1,8 +1,8 @@
 """The speech bank: what every voice says, when each word is said, and the sound of it.
 
 A bank is a folder with one Ogg Opus file per voice (16 kHz mono, a voice's clips one after another with short
-gaps) and `bank.json`, which says where each clip lies. A voice's talk lies in a second file, so that adding talk
-leaves the bytes of its other clips as they are. Opus keeps sample offsets: its delay is written in the file and
+gaps) and `bank.json`, which says where each clip lies. Clips of the kinds `APART` lie in files of their own, so that
+adding some leaves the bytes of a voice's other clips as they are. Opus keeps sample offsets: its delay is written in the file and
 taken off again by the decoder. Reading and writing need numpy and soundfile only.
 """
 
@@ -26,7 +26,9 @@ _VERSION = 1
 _COMPRESSION = 0.96
 _BLOCK_SAMPLES = SAMPLE_RATE
 
-ClipKind = Literal["command", "word", "filler", "assistant", "talk"]
+ClipKind = Literal["command", "word", "filler", "assistant", "talk", "request"]
+APART: tuple[ClipKind, ...] = ("talk", "request")
+"""Each of these has a file of its own in a voice, and a list of its own in the index."""
 Split = Literal["train", "heldout"]
 
 
@@ -41,7 +43,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice of the bank: its engine, its side of the held-out split, its licence and the file of its clips."""
+    """A voice of the bank: its engine, its side of the held-out split, its licence and the file of most of its clips."""
 
     name: str
     engine: str
@@ -49,10 +51,9 @@ class Voice:
     licence: str
     file: str
 
-    @property
-    def talk_file(self) -> str:
-        """The file of its clips of kind `talk`."""
-        return f"{self.file.removesuffix('.opus')}-talk.opus"
+    def file_of(self, kind: ClipKind) -> str:
+        """The file of its clips of a kind."""
+        return f"{self.file.removesuffix('.opus')}-{kind}.opus" if kind in APART else self.file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _parse_index(index: dict[str, Any]) -> tuple[list[Voice], list[Clip]]:
     for name, entry in index["voices"].items():
         voice = Voice(name, entry["engine"], entry["split"], entry["licence"], entry["file"])
         voices.append(voice)
-        of_file = {voice.file: entry["clips"], voice.talk_file: entry.get("talk", [])}
+        of_file = {voice.file: entry["clips"]} | {voice.file_of(kind): entry.get(kind, []) for kind in APART}
         for file, (clip_id, text, kind, start, length, words) in (
             (file, clip) for file, listed in of_file.items() for clip in listed
         ):
@@ -208,12 +209,10 @@ def write_voice(path: pathlib.Path, voice: Voice, clips: Sequence[NewClip]) -> d
     """
     path.mkdir(parents=True, exist_ok=True)
     entry = {"engine": voice.engine, "split": voice.split, "licence": voice.licence, "file": voice.file}
-    talk = [clip for clip in clips if clip.kind == "talk"]
-    others = [clip for clip in clips if clip.kind != "talk"]
-    return entry | {
-        "clips": _write_clips(path / voice.file, others),
-        "talk": _write_clips(path / voice.talk_file, talk),
-    }
+    entry["clips"] = _write_clips(path / voice.file, [clip for clip in clips if clip.kind not in APART])
+    for kind in APART:
+        entry[kind] = _write_clips(path / voice.file_of(kind), [clip for clip in clips if clip.kind == kind])
+    return entry
 
 
 def _write_clips(path: pathlib.Path, clips: Sequence[NewClip]) -> list[list[Any]]:
@@ -286,8 +285,8 @@ def _readme(bank: SpeechBank) -> str:
     lines = [
         "# Speech bank",
         "",
-        "Speech, 16 kHz mono Ogg Opus, a file per voice and one for its talk, which isn't meant for the model;",
-        "`bank.json` says what is said where and when. Only `recorded` and `fsdd` voices are people;",
+        "Speech, 16 kHz mono Ogg Opus, a file per voice, one for its talk, which isn't meant for the model, and one for",
+        "what it asks for rarely; `bank.json` says what is said where and when. Only `recorded` and `fsdd` are people;",
         "their recordings were cut to the sound, levelled and encoded.",
         "Read it with `tml_jax.data.speech_bank.SpeechBank`; make a larger one with `python -m launch.prepare_data`.",
         "Held-out voices are for evaluation: never train on them. Clips of kind `assistant` are the model's own voice.",

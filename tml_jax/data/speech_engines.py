@@ -31,6 +31,8 @@ Waveform = Float32[np.ndarray, " samples"]
 Engine = Callable[[str, Utterance], tuple[Waveform, int]]
 
 ASSISTANT_VOICE = "kokoro/af_heart"
+SPANISH = "_es"
+"""Ends the name of a Kokoro voice that is made to speak Spanish."""
 HELD_OUT_VOICES = (
     *("kokoro/af_bella", "kokoro/am_michael", "kokoro/bf_emma", "kokoro/bm_george"),
     *("flite/rms", "festival/ked", "piper/joe"),
@@ -84,6 +86,7 @@ _FOREIGN = (
 )
 VOICES: tuple[VoiceSpec, ...] = (
     *_specs("kokoro", "af_heart", 70, 0, _KOKORO),
+    *_specs("kokoro", f"af_heart{SPANISH}", 44, 0, _KOKORO),
     *_specs("kokoro", "af_bella am_michael bf_emma bm_george", 70, 24, _KOKORO),
     *_specs("flite", "kal16 awb rms slt", 200, 60, _CMU),
     *_specs("festival", "slt_hts ked kal", 200, 60, _FESTVOX),
@@ -254,18 +257,25 @@ _PHONEMES = (
     *(("eɪ", "A"), ("aɪ", "I"), ("oʊ", "O"), ("əʊ", "Q"), ("ɔɪ", "Y"), ("aʊ", "W"), ("dʒ", "ʤ"), ("tʃ", "ʧ")),
     *(("ɜːɹ", "ɜɹ"), ("ɝ", "ɜɹ"), ("ɚ", "əɹ"), ("r", "ɹ"), ("x", "k"), ("ç", "k"), ("ɐ", "ə"), ("ɬ", "l"), ("e", "A")),
 )
+_DIPHTHONGS = 8  # of these, which Spanish has too
 _PHONEMES_US = (("o", "ɔ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ː", ""))
 _MAX_PHONEMES = 509
 
 
-def kokoro_phonemes(spoken: str, british: bool) -> str:
-    """The line as Kokoro's phonemes; punctuation stays, because the model reads its prosody from it."""
+def kokoro_phonemes(spoken: str, voice: str) -> str:
+    """The line as Kokoro's phonemes, as the voice says it; punctuation stays: the model reads its prosody from it."""
+    language = "es-419" if voice.endswith(SPANISH) else "en-gb" if voice.startswith("b") else "en-us"
+    letters = {
+        "es-419": _PHONEMES[:_DIPHTHONGS],
+        "en-gb": _PHONEMES,
+        "en-us": (*_PHONEMES, *_PHONEMES_US),
+    }[language]
     pieces = []
     for phrase, mark in re.findall(r"([^,.!?;:]+)([,.!?;:]?)", spoken):
-        ipa = _run(["espeak-ng", "-q", "--ipa", "-v", "en-gb" if british else "en-us", phrase])
+        ipa = _run(["espeak-ng", "-q", "--ipa", "-v", language, phrase])
         pieces.append(" ".join(ipa.split()) + mark)
     phonemes = " ".join(pieces)
-    for ipa, letter in (*_PHONEMES, *(() if british else _PHONEMES_US)):
+    for ipa, letter in letters:
         phonemes = phonemes.replace(ipa, letter)
     return phonemes
 
@@ -286,6 +296,7 @@ def kokoro_styles(styles: pathlib.Path, voice: str, seed: int) -> Float32[np.nda
     Raises:
       RuntimeError: a style file is missing.
     """
+    voice = voice.removesuffix(SPANISH)
     mixed = re.fullmatch(r".x_mix(\d+)", voice)
     if not mixed:
         return _style_table(styles, voice)
@@ -309,7 +320,7 @@ def load_kokoro(styles: pathlib.Path, seed: int, threads: int) -> Engine:
 
     def say(voice: str, utterance: Utterance) -> tuple[Waveform, int]:
         table = kokoro_styles(styles, voice, seed)
-        phonemes = kokoro_phonemes(utterance.spoken, british=voice.startswith("b"))
+        phonemes = kokoro_phonemes(utterance.spoken, voice)
         tokens = [vocabulary[p] for p in phonemes if p in vocabulary]
         feed: dict[str, Any] = {
             "tokens": np.asarray([[0, *tokens, 0]], np.int64),

@@ -121,22 +121,26 @@ class BankBuilder:
         return json.loads(index.read_text())["voices"] if index.exists() else {}
 
     def plan(self, spec: VoiceSpec) -> dict[str, phrases.Utterance]:
-        """What the voice is to say, by clip id: its commands, then its talk."""
+        """What the voice is to say, by clip id: its commands, its talk (t) and its rare requests (r)."""
         seed = self.seed + zlib.crc32(spec.name.encode())
         if spec.name == speech_engines.ASSISTANT_VOICE:
-            own = phrases.assistant_phrases()
+            told = {"": phrases.assistant_phrases()}
+        elif spec.name == speech_engines.ASSISTANT_VOICE + speech_engines.SPANISH:
+            told = {"": phrases.spanish_phrases()}
         else:
-            own = phrases.user_phrases(seed, spec.num_clips)
-        spoken = {f"{i:03d}": utterance for i, utterance in enumerate(own)}
-        others = talk.talk_phrases(seed, spec.num_talk, spec.split)
-        return spoken | {f"t{i:03d}": utterance for i, utterance in enumerate(others)}
+            told = {
+                "": phrases.user_phrases(seed, spec.num_clips),
+                "t": talk.talk_phrases(seed, spec.num_talk, spec.split),
+                "r": phrases.request_phrases(seed),
+            }
+        return {f"{part}{i:03d}": one for part, utterances in told.items() for i, one in enumerate(utterances)}
 
     def rounds(self, specs: Sequence[VoiceSpec]) -> Iterator[tuple[VoiceSpec, dict[str, phrases.Utterance]]]:
         """The order of work: whole plans of the quick engines and the assistant, then the rest in turns.
 
         In each turn the held-out voices come first, and each voice says a part of its talk.
         """
-        whole = [s for s in specs if s.engine != "kokoro" or s.name == speech_engines.ASSISTANT_VOICE]
+        whole = [s for s in specs if s.engine != "kokoro" or s.name.startswith(speech_engines.ASSISTANT_VOICE)]
         for spec in whole:
             yield spec, self.plan(spec)
         rest = sorted((s for s in specs if s not in whole), key=lambda s: s.split != "heldout")
@@ -146,7 +150,8 @@ class BankBuilder:
                 commands = range(turn * _ROUND_CLIPS, min((turn + 1) * _ROUND_CLIPS, spec.num_clips))
                 others = range(turn * spec.num_talk // turns, (turn + 1) * spec.num_talk // turns)
                 plan = self.plan(spec)
-                ids = [*(f"{i:03d}" for i in commands), *(f"t{i:03d}" for i in others)]
+                requests = [clip_id for clip_id in plan if clip_id.startswith("r")][turn::turns]
+                ids = [*(f"{i:03d}" for i in commands), *(f"t{i:03d}" for i in others), *requests]
                 yield spec, {clip_id: plan[clip_id] for clip_id in ids}
 
     def say(self, spec: VoiceSpec, engine: Engine, utterances: Mapping[str, phrases.Utterance]) -> None:

@@ -17,6 +17,10 @@ _FAMILIES = {
     "beeper": "say beep every ",
     "repetitions": "count the repetitions",
     "delegate": "what ",
+    "cue": "say beep when ",
+    "shadow": "say every digit as ",
+    "translate": "say every digit in ",
+    "elapsed": "how long ",
 }
 _GREETINGS = {"hello": "hello", "good morning": "good morning", "how are you": "fine thanks"}
 _STOPS = ("stop", "please stop", "be quiet", "that is enough")
@@ -26,7 +30,7 @@ _OTHER_ENGINE = 0.05  # what the voices of an engine weigh that the config doesn
 
 def family_of(clip: Clip) -> str:
     """The family of a user's clip: what it asks for."""
-    if clip.kind != "command":
+    if clip.kind not in ("command", "request"):
         backchannel = clip.kind == "filler" and clip.text in _BACKCHANNELS
         return "backchannel" if backchannel else clip.kind
     if clip.text in _STOPS:

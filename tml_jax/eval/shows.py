@@ -210,6 +210,20 @@ def _starts(*places: str) -> Callable[[Cases], Figure]:
     return measure
 
 
+def _told(place: str, *, of: Callable[[list[str]], bool]) -> Callable[[Cases], Figure]:
+    """Answers in time and word for word, of those whose words are wanted."""
+
+    def measure(cases: Cases) -> Figure:
+        return bootstrap.rate([met(e, v) for _, e, v in _found(cases, "answer", place) if of(e["words"])])
+
+    return measure
+
+
+def _obeyed_silence(cases: Cases) -> Figure:
+    found = _found(cases, "silent", "smoke/instructed")
+    return bootstrap.rate([v.good for _, e, v in found if e["reason"] == "told to be silent"])
+
+
 def _minutes(*places: str) -> Callable[[Cases], str]:
     return lambda cases: f"{sum(case.minutes for case in cases if case.place in places):.1f} minutes"
 
@@ -263,7 +277,7 @@ _NO_PEOPLE = "the bank has no held-out recordings of people who ask for somethin
 _NO_EAR = "needs pocketsphinx (extra `speech`) and the sound"
 _NO_SERVER = "needs `smoke`, of a server with a background model"
 _NO_STEPS = "needs `load`, of a server with as many slots, at --pace=real"
-_TYPED = "the request is typed"
+_ASKED = "the request is said, or typed"
 ROWS = (
     Row("turn-taking latency, median", _latency(0.5), "needs `smoke`", at_most=0.3, unit="s"),
     Row("turn-taking latency, 90th percentile", _latency(0.9), "needs `smoke`", at_most=0.5, unit="s"),
@@ -286,9 +300,9 @@ ROWS = (
         _share(_good, "cue", "smoke/cue"),
         "needs `smoke`",
         0.9,
-        note=_TYPED,
+        note=_ASKED,
     ),
-    Row("visual cue: false alarms a minute", _false_alarms, "needs `smoke`", at_most=0.2, unit="", note=_TYPED),
+    Row("visual cue: false alarms a minute", _false_alarms, "needs `smoke`", at_most=0.2, unit="", note=_ASKED),
     Row("barge-in: silent within 0.4 s", _share(_within(_YIELD_S), "stop", _SMOKE), "needs `smoke`", 0.97),
     Row("barge-in: then the new request answered", _new_requests, "needs `smoke`", 0.9),
     Row("keeps the floor: backchannel", _share(_good, "goes on", *_INTERRUPTIONS), "needs `smoke`", 0.9),
@@ -298,8 +312,26 @@ ROWS = (
         _share(_good, "cue", "smoke/shadow"),
         "needs `smoke`",
         0.85,
-        note=_TYPED,
+        note=_ASKED,
     ),
+    Row("translation: digits in Spanish while the user speaks", _share(_good, "cue", "smoke/translate"), "needs `smoke`"),
+    Row(
+        "asked how long a timer has run: the second, in time",
+        _told("smoke/elapsed", of=lambda words: words != ["okay"]),
+        "needs `smoke`",
+    ),
+    Row("begun anew: what was said whole is answered", _told("smoke/repair", of=bool), "needs `smoke`"),
+    Row(
+        "told to say numbers in Spanish: does",
+        _told("smoke/instructed", of=lambda words: words[0] in number_words.SPANISH),
+        "needs `smoke`",
+    ),
+    Row(
+        'told to say "yes" for "okay": does',
+        _told("smoke/instructed", of=lambda words: words == ["yes"]),
+        "needs `smoke`",
+    ),
+    Row("told to be silent: is, where an answer would come", _obeyed_silence, "needs `smoke`"),
     Row("delegation: all three", _delegated(_all_three), _NO_SERVER, 0.9),
     Row("delegation: holding phrase", _delegated(lambda one: one.held), "needs `smoke`"),
     Row("delegation: question word for word", _delegated(lambda one: one.asked), _NO_SERVER),

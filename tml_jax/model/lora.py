@@ -88,7 +88,7 @@ class Lora:
         shapes, roles, axes = (_flatten(tree) for tree in (model.abstract, model.matrices, model.axes))
         wanted = {TARGETS[name] for name in config.targets}
         self.maps = {
-            path: _low_rank(x.ndim, roles[path], axes[path]) for path, x in shapes.items() if _inner(path) in wanted
+            path: _low_rank(x.ndim, roles[path], axes[path]) for path, x in shapes.items() if inner(path) in wanted
         }
         sizes: dict[str, tuple[int, ...]] = {}
         logical: dict[str, tuple[str | None, ...]] = {}
@@ -147,8 +147,8 @@ def _low_rank(ndim: int, roles: Any, axes: Sequence[str | None]) -> LowRank:
     return LowRank(tuple(i for i in range(ndim - stack) if i not in inputs + outputs), inputs, outputs)
 
 
-def _inner(path: str) -> str:
-    """A weight's place in its layer."""
+def inner(path: str) -> str:
+    """A weight's place in its layer; of one that is in none, empty."""
     return path.split(".", 2)[-1] if path.startswith("transformer.") else ""
 
 

@@ -29,9 +29,9 @@ _ASSISTANT = (
 _GENERAL = (
     "a of in on at as by or if so but with this there then we he she they them my your his her our its was were has "
     "had did done does could would should may must said see look looks hear here where why who which more less "
-    "much many some any all none first last next again back up out over after before until while still just only "
-    "very too also today day night week year man"
+    "much many some any all none first last next again back up out over after before until while still"
 )
+_SPANISH = "cero uno dos tres cuatro cinco seis siete ocho nueve diez"
 _PAIRS = "th he in er an re on at en nd ti es or te of ed is it al ar st to nt ng se ha ou io le ve"
 
 
@@ -39,7 +39,7 @@ def words() -> tuple[str, ...]:
     """The words that are one token with a leading space, in the order of their rows."""
     digits = " ".join("0123456789")
     needed = " ".join((_NUMBERS, digits, _USER, _ASSISTANT))
-    return tuple(dict.fromkeys(f"{needed} {_GENERAL}".split()))
+    return tuple(dict.fromkeys(f"{needed} {_GENERAL} {_SPANISH}".split()))
 
 
 def build() -> tokenizers.Tokenizer:

@@ -30,6 +30,7 @@ class TrainConfig:
       loss_turns: micro-turns of a window whose logits are in memory at once, computed again in the backward pass; None:
         all.
       ema: decay of the averaged weights that evaluation and export use; None: the weights themselves.
+      frozen: weights that stay as they are, by dotted path, a decoder layer's without the layer's name.
       lora: train low-rank additions to a saved model that stays as it is (`model.lora`), by AdamW; None: all weights.
       mesh: sizes of (data, fsdp, expert, tensor); empty: every device on `data`.
       dtype: of the arithmetic; the weights stay float32.
@@ -62,6 +63,7 @@ class TrainConfig:
     microbatches: int = 1
     loss_turns: int | None = None
     ema: float | None = 0.999
+    frozen: tuple[str, ...] = ()
     lora: LoraConfig | None = None
     mesh: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"

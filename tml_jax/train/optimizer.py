@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tml_jax.model.interaction import InteractionModel, Params
+from tml_jax.model.lora import inner
 from tml_jax.train import muon
 from tml_jax.train.config import TrainConfig
 
@@ -40,6 +41,8 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
 
     # The decoder's maps are Muon's; what reads signals in and writes them out is AdamW's, as embeddings are.
     def label(path: tuple[Any, ...], _: Any, roles: muon.Roles | None) -> str:
+        if is_frozen(path, config):
+            return "frozen"
         return "muon" if roles and path[0].key == "transformer" else "adamw"
 
     labels = jax.tree.map_with_path(label, model.abstract, model.matrices)
@@ -49,7 +52,13 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    return optax.chain(clip, optax.partition({"muon": by_muon, "adamw": by_adamw}, labels))
+    return optax.chain(clip, optax.partition({"muon": by_muon, "adamw": by_adamw, "frozen": optax.set_to_zero()}, labels))
+
+
+def is_frozen(path: tuple[Any, ...], config: TrainConfig) -> bool:
+    """Whether a run leaves the weight at this path of the model's tree as it is."""
+    name = ".".join(key.key for key in path)
+    return name in config.frozen or inner(name) in config.frozen
 
 
 def _orthogonalised(updates: Params, model: InteractionModel, dtype: jnp.dtype) -> Params:

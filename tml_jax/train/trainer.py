@@ -21,7 +21,7 @@ from tml_jax.model.plan import layer_plan
 from tml_jax.streams.packed import Conversation as Batch
 from tml_jax.train import loss as loss_lib
 from tml_jax.train.config import ExperimentConfig
-from tml_jax.train.optimizer import balance_experts, make_optimizer, optimizer_shardings
+from tml_jax.train.optimizer import balance_experts, is_frozen, make_optimizer, optimizer_shardings
 from tml_jax.train.spec_augment import change_sound
 
 
@@ -215,6 +215,7 @@ class Trainer:
 
     def _placed(self, path: tuple[Any, ...], weight: Any, axes: Sequence[str | None]) -> Any:
         """A layer gathers its weights when its turn comes; all else is needed at both ends of a step."""
+        weight = jax.lax.stop_gradient(weight) if is_frozen(path, self.config) else weight
         of_layer = path[0].key == "transformer" and path[1].key in self._layers
         if of_layer and self.lora is not None:
             return weight
