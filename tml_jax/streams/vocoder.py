@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from tml_jax.streams import spectrum, speech
+from tml_jax.streams import magnitudes, spectrum, speech
 from tml_jax.streams.micro_turn import StreamSpec
 
 _LOUDEST = 10.0  # mel magnitude; more is no sound in [-1, 1]
@@ -22,8 +22,9 @@ _QUIET = (float(np.log10(2 * speech.FLOOR)) - speech.MEAN) / speech.STD  # frame
 _MOMENTUM = 0.5
 _JOINT = 96  # samples over which a micro-turn's sound takes over from what the one before expected
 _ITERATIONS = 12
+_HANN = 0.25645  # a Gaussian window as wide as Hann's of length L is exp(-pi t^2 / (_HANN L^2))
 
-_Program = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array, jax.Array]]
+_Program = Callable[[magnitudes.Weights, np.ndarray, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class _Shape(NamedTuple):
@@ -39,24 +40,6 @@ def _shape(spec: StreamSpec) -> _Shape:
     carried = spec.mel_window // spec.mel_hop - 1
     frames = carried + spec.mel_frames
     return _Shape(carried, carried * spec.mel_hop, frames, (frames - 1) * spec.mel_hop + spec.mel_window)
-
-
-class _Filters(NamedTuple):
-    weights: np.ndarray  # [bins of the FFT, mel bins]
-    coverage: np.ndarray  # [bins of the FFT], 1 / sum of the filters over a bin; 0 where no filter looks
-
-    def fit(self, magnitude: jax.Array, target: jax.Array) -> jax.Array:
-        """Factors that bring magnitudes towards the mel magnitudes `target` (and keep them positive)."""
-        present = jnp.matmul(magnitude, self.weights, precision="highest")
-        wanted = target / jnp.maximum(present, 1e-8)
-        return jnp.matmul(wanted, self.weights.T, precision="highest") * self.coverage
-
-
-def _filters(spec: StreamSpec) -> _Filters:
-    filters = spectrum.MelFilters(spec.mel_window, spec.mel_bins, spec.sample_rate, np.float32)
-    total = filters.total
-    coverage = np.divide(1, total, out=np.zeros_like(total), where=total > 1e-6 * total.max())
-    return _Filters(filters.apply(np.eye(len(total), dtype=np.float32)), coverage)
 
 
 def _fade(spec: StreamSpec) -> Float[np.ndarray, "overlap"]:
@@ -75,11 +58,24 @@ def _magnitude(mel: jax.Array) -> jax.Array:
     return jnp.maximum(10 ** jnp.minimum(log10, np.log10(_LOUDEST)) - speech.FLOOR, 0)
 
 
+def _advance(magnitude: jax.Array, spec: StreamSpec) -> jax.Array:
+    """By how much the phase of each bin turns from a frame to the next one, after the slope of the magnitudes there.
+
+    A bin beside a harmonic's turns as the harmonic's own does (Z. Průša et al., 2017, for Gaussian windows).
+    """
+    hop, length = spec.mel_hop, spec.mel_window
+    log = jnp.log(magnitude + 1e-5)
+    slope = jnp.pad((log[:, 2:] - log[:, :-2]) / 2, ((0, 0), (1, 1)))
+    each = (2 * np.pi * hop / length) * jnp.arange(log.shape[1]) + hop / (_HANN * length) * slope
+    return (each[1:] + each[:-1]) / 2
+
+
 @functools.lru_cache
-def _program(spec: StreamSpec, num_iterations: int) -> _Program:
-    """(carried magnitudes, past sound, mel frames) -> (the same two for the next micro-turn, sound)."""
+def _program(spec: StreamSpec, num_iterations: int, voiced: bool) -> _Program:
+    """(voice, carried magnitudes, past sound, mel frames) -> (the second two for the next micro-turn, sound)."""
     carried, overlap, count, size = _shape(spec)
-    hop, length, filters, fade = spec.mel_hop, spec.mel_window, _filters(spec), _fade(spec)
+    context = magnitudes.CONTEXT if voiced else 0
+    hop, length, filters, fade = spec.mel_hop, spec.mel_window, magnitudes.Filters.of(spec), _fade(spec)
     window = spectrum.hann_window(length).astype(np.float32)
     scale = np.full(size, spec.mel_hop / (window**2).sum(), np.float32)
     scale[-overlap:] /= np.maximum(fade, 0.1)
@@ -101,34 +97,58 @@ def _program(spec: StreamSpec, num_iterations: int) -> _Program:
         sound = sum(jnp.pad(parts[:, j], (beside[j], (0, 0))) for j in range(length // hop))
         return jnp.reshape(sound, -1) * scale * (1 - hold) + past * hold
 
-    def begin(past: jax.Array, target: jax.Array) -> jax.Array:
-        """The spectra to begin with: smooth magnitudes, and the phases of the sound so far."""
-        magnitude = filters.fit(jnp.ones(phases.shape, jnp.float32), target)
+    def expect(voice: magnitudes.Weights, mel: jax.Array, target: jax.Array) -> jax.Array:
+        if not voiced:
+            return filters.smooth(target)
+        magnitude = magnitudes.estimate(voice, filters, mel)
+        return magnitude * filters.fit(magnitude, target)
+
+    def begin(past: jax.Array, magnitude: jax.Array) -> jax.Array:
+        """The spectra to begin with: the phases of the sound so far, and where a voice is known as they go on."""
         spectra = spectra_of(past)
         present = jnp.abs(spectra)
-        return magnitude * jnp.where(present > 1e-3 * magnitude, spectra / jnp.maximum(present, 1e-9), phases)
+        turned = jnp.where(present > 1e-3 * magnitude, spectra / jnp.maximum(present, 1e-9), phases)
+        if voiced:
+            angle = jnp.cumsum(_advance(magnitude, spec)[carried - 1 :], axis=0)
+            turned = jnp.concatenate([turned[:carried], turned[carried - 1] * jnp.exp(1j * angle)])
+        return magnitude * turned
 
-    def play(mel: jax.Array, past: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        target = jnp.concatenate([mel, _magnitude(new)])
+    def play(
+        voice: magnitudes.Weights, mel: jax.Array, past: jax.Array, new: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mel = jnp.concatenate([mel, _magnitude(new)])
+        target = mel[context:]
         past = jnp.pad(past, (0, size - len(past)))
+        expected = expect(voice, mel, target)
 
         def iterate(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             spectra, last = state
             now = spectra_of(sound_of(spectra, past))
             spectra = now - jnp.where(i == 0, 0, _MOMENTUM) * last
             magnitude = jnp.abs(now)
+            if voiced:  # three parts of the sound so far, one of the voice
+                magnitude = jnp.sqrt(magnitude * jnp.sqrt(magnitude * expected))
             magnitude *= filters.fit(magnitude, target) / jnp.maximum(jnp.abs(spectra), 1e-9)
             return spectra * magnitude, now
 
-        spectra = begin(past, target)
+        spectra = begin(past, expected)
         spectra, _ = jax.lax.fori_loop(0, num_iterations, iterate, (spectra, jnp.zeros_like(spectra)))
         sound = sound_of(spectra, past)
-        return target[-carried:], sound[-2 * overlap :], jnp.clip(sound[overlap:-overlap], -1, 1)
+        return mel[-context - carried :], sound[-2 * overlap :], jnp.clip(sound[overlap:-overlap], -1, 1)
 
     host = jax.sharding.SingleDeviceSharding(_host())
-    shapes = ((carried, spec.mel_bins), (2 * overlap,), (spec.mel_frames, spec.mel_bins))
-    given = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host) for shape in shapes]
-    return jax.jit(play).lower(*given).compile()
+
+    def array(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=host)
+
+    voice = {name: array(*shape) for name, shape in magnitudes.shapes(spec).items()} if voiced else {}
+    mel, new = array(context + carried, spec.mel_bins), array(spec.mel_frames, spec.mel_bins)
+    return jax.jit(play).lower(voice, mel, array(2 * overlap), new).compile()
+
+
+def placed(voice: magnitudes.Weights) -> magnitudes.Weights:
+    """A voice where vocoders compute, which then share it."""
+    return jax.device_put(voice, _host())
 
 
 def _host() -> jax.Device:
@@ -145,14 +165,24 @@ class Vocoder:
     a block of Griffin and Lim's iterations with momentum (N. Perraudin et al., 2013), like RTISI-LA (X. Zhu et al.,
     2007). The phases start from the sound so far. The magnitudes are estimated along with them: in every iteration
     those of the present sound, corrected to the mel magnitudes asked for. The mel filters cannot tell harmonics
-    apart, but a consistent sound can.
+    apart, but a consistent sound can. A `voice` that knows better (`streams.magnitudes`) has a quarter of the say in
+    them, in their logarithms, and its magnitudes tell how the phases go on where nothing has sounded yet.
 
     Sound comes `delay` samples (30 ms) late, so that every played sample has been seen by all windows over it.
     """
 
-    def __init__(self, spec: StreamSpec, num_iterations: int = _ITERATIONS) -> None:
-        """Makes one before any sound; the first of a spec compiles its program."""
-        self._spec, self._program = spec, _program(spec, num_iterations)
+    def __init__(
+        self, spec: StreamSpec, voice: magnitudes.Weights | None = None, num_iterations: int = _ITERATIONS
+    ) -> None:
+        """Makes one before any sound; the first of a spec compiles its program.
+
+        Args:
+          spec: of the stream.
+          voice: weights for `magnitudes.estimate`; None: no voice is known.
+          num_iterations: for each micro-turn.
+        """
+        self._spec, self._program = spec, _program(spec, num_iterations, voice is not None)
+        self._voice = placed(voice or {})
         self._shape, self._fade = _shape(spec), _fade(spec)
         self.delay = (spec.mel_window - spec.mel_hop) // 2
         self.reset()
@@ -160,7 +190,9 @@ class Vocoder:
     def reset(self) -> None:
         """Forgets the sound so far."""
         self._silent = True
-        self._mel = np.zeros((self._shape.carried, self._spec.mel_bins), np.float32)  # magnitudes of the carried frames
+        # Magnitudes of the carried frames, and of those before them that the voice looks at.
+        context = magnitudes.CONTEXT if self._voice else 0
+        self._mel = np.zeros((context + self._shape.carried, self._spec.mel_bins), np.float32)
         # The end of the played sound, and what the frames so far make of the sound to be played.
         self._past = np.zeros(2 * self._shape.overlap, np.float32)
 
@@ -183,7 +215,7 @@ class Vocoder:
           float32 [spec.samples] in [-1, 1].
         """
         if mel is not None and not (self._silent and np.max(mel) <= _QUIET):
-            self._mel, self._past, sound = map(np.asarray, self._program(self._mel, self._past, mel))
+            self._mel, self._past, sound = map(np.asarray, self._program(self._voice, self._mel, self._past, mel))
             self._silent = False
             return sound
         sound, overlap = np.zeros(self._spec.samples, np.float32), self._shape.overlap
