@@ -98,6 +98,19 @@ class TensorFiles(Mapping[str, np.ndarray]):
         return self._places[name][1]
 
 
+def read_file(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All tensors of one file, read into memory.
+
+    Raises:
+      ValueError: it is damaged or cut off.
+    """
+    places = _read_header(pathlib.Path(path))
+    return {
+        name: np.fromfile(file, spec.dtype, math.prod(spec.shape), offset=offset).reshape(spec.shape)
+        for name, (file, spec, offset) in places.items()
+    }
+
+
 def _read_index(index: pathlib.Path) -> Mapping[str, set[str]]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
