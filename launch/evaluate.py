@@ -32,6 +32,7 @@ from tqdm import tqdm
 from launch import cli, reach
 from tml_jax import client
 from tml_jax.checkpoint.store import load_model
+from tml_jax.checkpoint.voice import read_voice
 from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.scenarios import SCENARIOS
@@ -256,7 +257,8 @@ def _target() -> targets.Checkpoint | targets.Grpc:
 def _checkpoint(path: str) -> targets.Checkpoint:
     executor, dtype = Executor.of_shape(cli.mesh_shape(MESH)), jnp.dtype(DTYPE.value)
     config, params, tokenizer = load_model(path, dtype=dtype, mesh=executor.mesh, int8=WEIGHTS.value == "int8")
-    return targets.Checkpoint(Rollout(InteractionModel(config, dtype), params, tokenizer, SLOTS, executor))
+    voice = read_voice(path, config.stream)
+    return targets.Checkpoint(Rollout(InteractionModel(config, dtype), params, tokenizer, SLOTS, executor, voice))
 
 
 def _grpc(address: str) -> targets.Grpc:

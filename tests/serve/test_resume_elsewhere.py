@@ -300,6 +300,7 @@ def test_no_other_model_is_taken_for_the_shipped_one(shipped, tmp_path: pathlib.
     others = [
         (load_bundle("checkpoints/inkling_tiny", dtype="bfloat16"), "config dtype is float32 there and bfloat16 here"),
         (dataclasses.replace(shipped, params=one_bit(shipped.params)), "weights checksum is "),
+        (dataclasses.replace(shipped, voice={"out.bias": jnp.zeros(3)}), "voice checksum is "),
         (other_eps, "config text rms_norm_eps is 1e-06 there and 1e-05 here"),
     ]
     for other, differs in others:

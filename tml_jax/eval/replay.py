@@ -93,7 +93,7 @@ def _steps(recorded: Recorded, bundle: ModelBundle) -> Iterator[tuple[dict[str, 
         raise ValueError(f"This recording was made with the model {head['name']}, and {here}.")
     config = SessionConfig.of_plain(head["config"])
     inbox = Inbox(spec, bundle.tokenizer.control.tick, lambda: None, view=bundle.view)
-    outlet = Outlet(spec, bundle.tokenizer)
+    outlet = Outlet(spec, bundle.tokenizer, bundle.voice)
     state, keys = model.init(), np.zeros((slots, 2), np.uint32)
     keys[0, 1] = config.seed
     if recorded.state is not None:

@@ -11,7 +11,7 @@ from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import LiveModel
 from tml_jax.model.interaction import InteractionModel, Params
 from tml_jax.serve.outlet import Outlet
-from tml_jax.streams import packed
+from tml_jax.streams import magnitudes, packed, vocoder
 from tml_jax.streams.text import Tokenizer
 from tml_jax.wire.events import Sound
 from tml_jax.wire.journal import Journal, journal_event
@@ -30,6 +30,7 @@ class Rollout:
     Args:
       model, params: what to run. tokenizer: its own. slots: sessions at once.
       executor: where it runs; None: on the default device.
+      voice: weights for the vocoder; None: it plays any voice.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Rollout:
         tokenizer: Tokenizer,
         slots: int,
         executor: Executor | None = None,
+        voice: magnitudes.Weights | None = None,
     ) -> None:
         self.model, self.params, self.tokenizer, self.slots = model, params, tokenizer, slots
-        self.spec = model.config.stream
+        self.spec, self._voice = model.config.stream, voice and vocoder.placed(voice)
         self._live = LiveModel(executor or Executor(), model, self.spec, slots)
 
     def run(self, conversations: Sequence[Conversation], seeds: Sequence[int], *, sound: bool = False) -> list[Played]:
@@ -66,7 +68,7 @@ class Rollout:
         state = self._live.init()
         heard = [np.zeros((len(i.active) + 1) * self.spec.samples, np.float32) if sound else None for i in inputs]
         played = [Played([], samples) for samples in heard]
-        outlets = [Outlet(self.spec, self.tokenizer) for _ in conversations]
+        outlets = [Outlet(self.spec, self.tokenizer, self._voice) for _ in conversations]
         for turn in range(turns):
             now = packed.live_turn(self.spec, inputs, turn, self.slots)
             state, out = self._live.step(self.params, state, now, rng)

@@ -12,6 +12,7 @@ from tml_jax.executor.checksum import checksum
 from tml_jax.executor.executor import Executor
 from tml_jax.executor.live import StepModel
 from tml_jax.serve.standing import View
+from tml_jax.streams import magnitudes, vocoder
 from tml_jax.streams.micro_turn import StreamSpec
 
 
@@ -27,6 +28,7 @@ class ModelBundle:
       executor: where it runs; its weights lie there.
       config: what else says how it computes: its sizes, its constants, its dtype.
       view: how much it sees of a conversation; None: all of it.
+      voice: weights for the vocoder; None: it plays any voice.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelBundle:
     executor: Executor = dataclasses.field(default_factory=Executor)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     view: View | None = None
+    voice: magnitudes.Weights | None = None
 
     def identity(self, state: Mapping[str, str]) -> dict[str, Any]:
         """All that a conversation with it depends on, of plain values; `state` is how its states are laid out.
@@ -50,6 +53,8 @@ class ModelBundle:
             "tokenizer checksum": self.tokenizer.checksum,
             "weights checksum": checksum(self.executor, self.params),
         }
+        if self.voice is not None:
+            known["voice checksum"] = magnitudes.checksum(self.voice)
         return json.loads(json.dumps(known))  # tuples are lists where they were kept
 
 
@@ -82,6 +87,7 @@ def load_bundle(
       ValueError: the folder holds no readable model, or one whose weights do not fit its config.
     """
     from tml_jax.checkpoint import store
+    from tml_jax.checkpoint.voice import read_voice
     from tml_jax.model.interaction import InteractionModel
 
     folder, executor, dtype = pathlib.Path(checkpoint), executor or Executor(), jnp.dtype(dtype)
@@ -89,6 +95,7 @@ def load_bundle(
         raise ValueError(f"There is no checkpoint at {checkpoint}: give a folder that holds a saved model.")
     try:
         config, params, tokenizer = store.load_model(folder, dtype=dtype, mesh=executor.mesh, int8=int8)
+        voice = read_voice(folder, config.stream)
     except ValueError:
         raise
     except Exception as error:  # any of the file formats' own errors: for the user they are one
@@ -98,4 +105,6 @@ def load_bundle(
     known.pop("stream")
     model = InteractionModel(config, dtype)
     view = View(config.state.sinks, config.state.global_window)
-    return ModelBundle(folder.name, model, params, tokenizer, config.stream, executor, known, view)
+    return ModelBundle(
+        folder.name, model, params, tokenizer, config.stream, executor, known, view, voice and vocoder.placed(voice)
+    )

@@ -150,7 +150,7 @@ class Engine:
     def start(self, *, identify: bool = False) -> None:
         """Compiles everything that will ever run, then starts to tick; `identify` the model for sessions to be kept."""
         bundle = self.bundle
-        Vocoder(bundle.spec)  # the sessions' run its program
+        Vocoder(bundle.spec, bundle.voice)  # the sessions' run its program
         self._model = LiveModel(bundle.executor, bundle.model, bundle.spec, self.num_slots)
         self._params = bundle.params
         self._state = self._model.warm_up(self._params)

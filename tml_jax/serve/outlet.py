@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tml_jax.streams import magnitudes
 from tml_jax.streams.micro_turn import StreamSpec
 from tml_jax.streams.text import TextDecoder, Tokenizer
 from tml_jax.streams.vocoder import Vocoder
@@ -112,11 +113,11 @@ class _Speech:
 class Outlet:
     """One session's. Not thread-safe: one call at a time, micro-turns in order."""
 
-    def __init__(self, spec: StreamSpec, tokenizer: Tokenizer) -> None:
-        """Makes the outlet of a session that begins."""
+    def __init__(self, spec: StreamSpec, tokenizer: Tokenizer, voice: magnitudes.Weights | None = None) -> None:
+        """Makes the outlet of a session that begins; `voice` is the vocoder's."""
         self._spec, self._tokenizer, self._control = spec, tokenizer, tokenizer.control
         self._said, self._heard, self._speech = _Text(tokenizer), _Heard(tokenizer), _Speech()
-        self._vocoder = Vocoder(spec)
+        self._vocoder = Vocoder(spec, voice)
 
     @property
     def _parts(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class SessionOutput(SessionInput):
         self._journal, self._recording = journal, journal if isinstance(journal, Recording) else None
         self.watch = SessionWatch(config, self._spec.micro_turn_s)
         self._audience = Audience(self._spec.micro_turn_ms, keep_ms, engine.notify)
-        self._outlet = Outlet(self._spec, self._tokenizer)
+        self._outlet = Outlet(self._spec, self._tokenizer, engine.bundle.voice)
         self._results: asyncio.Queue[TurnResult] = asyncio.Queue()
         self._step_ms: collections.deque[float] = collections.deque(maxlen=REMEMBERED)
         self._misses = self._silence_ms = self._quiet = 0
