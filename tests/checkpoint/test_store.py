@@ -17,7 +17,7 @@ from orbax.checkpoint._src.path import atomicity
 from tests.model import tiny
 from tml_jax import sharding
 from tml_jax.checkpoint import convert, store
-from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_tensors
+from tml_jax.checkpoint.tensors import TensorFiles, TensorSpec, write_file, write_tensors
 from tml_jax.model.config import ClockConfig, FlowConfig, InteractionConfig, TextConfig, VisionConfig
 from tml_jax.model.interaction import InteractionModel
 from tml_jax.streams.micro_turn import StreamSpec
@@ -165,6 +165,18 @@ def test_an_index_that_lies_is_refused(tmp_path):
     index.write_text("[]")
     with pytest.raises(ValueError, match="not an index"):
         TensorFiles(tmp_path)
+
+
+def test_a_tensor_is_that_of_the_file_in_which_the_index_places_it(tmp_path):
+    """Also where another file still holds one of that name: what was trained further replaces it."""
+    for file, names in (("old", "ab"), ("new", "b")):
+        specs = [TensorSpec(name, (3,), np.dtype(np.float32)) for name in names]
+        write_file(tmp_path / file, specs, lambda name, file=file: [np.full(3, file == "new", np.float32)])
+    index = tmp_path / "model.safetensors.index.json"
+    for place in ("old", "new"):
+        index.write_text(json.dumps({"weight_map": {"b": place, "a": "old"}}))
+        files = TensorFiles(tmp_path)
+        assert files["b"].tolist() == [place == "new"] * 3 and files["a"].tolist() == [0.0] * 3
 
 
 def training_state(params, seed=0):

@@ -1,10 +1,12 @@
 """The file of a model's voice: read as it was written, or refused in a sentence."""
 
+import pathlib
 import re
 
 import numpy as np
 import pytest
 
+from tml_jax.checkpoint import convert
 from tml_jax.checkpoint.voice import FILE, read_voice, write_voice
 from tml_jax.streams import magnitudes
 from tml_jax.streams.micro_turn import StreamSpec
@@ -41,6 +43,18 @@ def test_a_voice_of_another_stream_is_refused(weights, tmp_path):
     write_voice(tmp_path, {name: x for name, x in weights.items() if name != "out.bias"})
     with pytest.raises(ValueError, match=r"out\.bias is absent in the file, and \(641,\) is needed"):
         read_voice(tmp_path, SPEC)
+
+
+def test_a_voice_goes_along_with_its_model(weights, tmp_path):
+    shipped = pathlib.Path("checkpoints/inkling_tiny")
+    for name in ("config.json", "tokenizer.json", *(path.name for path in shipped.glob("model*"))):
+        (tmp_path / "from").mkdir(exist_ok=True)
+        (tmp_path / "from" / name).symlink_to((shipped / name).absolute())
+    convert.to_saved_model(tmp_path / "from", tmp_path / "without")
+    assert not (tmp_path / "without" / FILE).exists()
+    voice = write_voice(tmp_path / "from", weights)
+    convert.to_saved_model(tmp_path / "from", tmp_path / "to")
+    assert (tmp_path / "to" / FILE).read_bytes() == voice.read_bytes()
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 300_000])

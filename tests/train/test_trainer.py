@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from pallas_kernels import platform
 from tests.model import tiny
@@ -81,6 +82,18 @@ def test_an_average_moves_on_late_in_a_run_in_bfloat16_arithmetic():
 def test_without_an_average_the_weights_are_what_is_kept():
     _, state = losses(1, ema=None)
     assert state.average is None and state.best is state.params
+
+
+def test_what_is_frozen_stays_and_all_else_learns():
+    """The routed experts and a table; the names are those of a layer's weights, and of weights outside the layers."""
+    frozen = ("mlp.gate_up", "mlp.down", "audio.table")
+    state = losses(3, frozen=frozen)[1]
+    before = traverse_util.flatten_dict(Trainer(SMALL, sharding.make_mesh(())).init().params, sep=".")
+    after = traverse_util.flatten_dict(state.params, sep=".")
+    still = {path for path, x in after.items() if np.array_equal(x, before[path])}
+    held = {path for path in after if path.endswith((".mlp.gate_up", ".mlp.down")) or path == "audio.table"}
+    assert len(held) >= 3 and held <= still
+    assert not [path for path in still - held if after[path].ndim > 1 and not path.endswith("correction")]
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def _written(source: Source, target: Path, job: dict[str, Any], config: dict[str
         if source.tokenizer.is_file():
             store.copy_tokenizer(source.tokenizer, target)
         if job["layout"] != "published":
-            source.copy_published(target)
+            source.copy_along(target)
         (target / store.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         unfinished.unlink()
 

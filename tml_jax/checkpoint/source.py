@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tml_jax.checkpoint import huggingface, orbax, store
+from tml_jax.checkpoint.voice import copy_voice
 from tml_jax.checkpoint.weights import Weights, cast, flatten, fresh_params
 from tml_jax.model.config import InteractionConfig, text_config_from_hf
 from tml_jax.model.interaction import InteractionModel
@@ -74,10 +75,11 @@ class Source:
             )
         return published
 
-    def copy_published(self, target: pathlib.Path) -> None:
-        """Copies the published config, where it is there."""
+    def copy_along(self, target: pathlib.Path) -> None:
+        """Copies the published config and the vocoder's voice, where they are there."""
         if self.published.is_file():
             shutil.copyfile(self.published, target / store.PUBLISHED_FILE)
+        copy_voice(self.directory, target)
 
 
 def write_dtypes(directory: pathlib.Path, weights: Weights) -> None:

@@ -25,6 +25,7 @@ from tml_jax.checkpoint import lora as lora_files
 from tml_jax.checkpoint.huggingface import read_json
 from tml_jax.checkpoint.quantize import SCALE, quantize
 from tml_jax.checkpoint.tensors import DEFAULT_SHARD_BYTES, TensorFiles, TensorSpec, write_tensors
+from tml_jax.checkpoint.voice import copy_voice
 from tml_jax.checkpoint.weights import Weights, blocks, cast, flatten, place_params
 from tml_jax.model.config import InteractionConfig, TextConfig
 from tml_jax.model.interaction import InteractionModel, Params
@@ -228,6 +229,7 @@ def save_lora(
     shutil.copyfile(tokenizer_path, directory / TOKENIZER_FILE)
     if (published := pathlib.Path(base) / PUBLISHED_FILE).is_file():
         shutil.copyfile(published, directory / PUBLISHED_FILE)
+    copy_voice(pathlib.Path(base), directory)
 
 
 def write_weights(

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -39,6 +40,12 @@ def read_voice(directory: str | os.PathLike[str], spec: StreamSpec) -> dict[str,
     if not all(np.isfinite(x).all() for x in weights.values()):
         raise ValueError(f"{path} is damaged: not all of its weights are numbers.")
     return weights
+
+
+def copy_voice(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies the voice from one model's folder to another's, where there is one."""
+    if (source / FILE).is_file():
+        shutil.copyfile(source / FILE, target / FILE)
 
 
 def write_voice(directory: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> pathlib.Path:

@@ -35,6 +35,7 @@ from tml_jax.checkpoint.store import (
     save_lora,
     save_model,
 )
+from tml_jax.checkpoint.voice import copy_voice
 from tml_jax.checkpoint.weights import place_params
 from tml_jax.data.pipeline import Batch, Pipeline
 from tml_jax.executor.watchdog import Watchdog
@@ -167,6 +168,7 @@ class Run:
         save_model(self.directory / "model", self.experiment.model, weights, self._tokenizer_path, dtype="bfloat16")
         if (published := self.directory / PUBLISHED_FILE).is_file():
             shutil.copyfile(published, self.directory / "model" / PUBLISHED_FILE)
+        copy_voice(self.directory, self.directory / "model")
 
     @property
     def _base(self) -> str:
@@ -195,7 +197,7 @@ class Run:
         LOG.info("beginning with %s: %s", self._init_from, source.report or f"all {len(source.weights)} weights")
         weights = source.filled(self.config.seed)
         if self._first:  # what an export needs
-            source.copy_published(self.directory)
+            source.copy_along(self.directory)
             write_dtypes(self.directory, weights)
         params = place_params(self.trainer.model, weights, self.trainer.shardings.params)
         return self.trainer.start_from(params, new_control=bool(source.fresh)), none
