@@ -74,7 +74,7 @@ CONFIG = ExperimentConfig(
             swell_share=0.4,
             microphone_share=0.4,
         ),
-        behaviour=Behaviour(backchannel_share=0.4),
+        behaviour=Behaviour(backchannel_share=0.4, aloud_share=0.6),
     ),
     train=TrainConfig(
         batch_size=16,

@@ -39,7 +39,6 @@ INSTRUCTIONS = {
 }
 """What an operator tells the model: to say numbers in Spanish, to stay silent, or that it says "yes" for "okay"."""
 
-_TYPED_SHARE = 0.4
 _CUE_S = (0.8, 2.5)  # how long what moves once does so
 _BETWEEN_CUES_S = (2.5, 5.0)
 _SEEN_S = 0.3  # a motion that begins gently cannot be seen any sooner
@@ -56,7 +55,8 @@ def _drawn(director: Director, texts: tuple[str, ...]) -> str:
 
 def _ask_for(director: Director, family: str, texts: tuple[str, ...]) -> None:
     """The user asks for it aloud, where the voice can, or types one of these."""
-    if director.speaker.family(family) and director.rng.random() > _TYPED_SHARE:
+    share = director.config.behaviour.aloud_share
+    if share and director.speaker.family(family) and director.rng.random() < share:
         director.now = director.ask(director.pick(family))
     else:
         director.events.append(UserText(director.now, _drawn(director, texts)))

@@ -82,6 +82,7 @@ class Behaviour:
     filler_share: float = 0.4  # of the hesitations
     splice_share: float = 0.6  # of the requests in training whose numbers come from other clips of the voice
     background_latency: Range = (0.2, 3.0)
+    aloud_share: float = 0.0  # of the requests for cues, shadowing and Spanish, where the voice can; others are typed
     backchannel_share: float = 0.25  # of the times at which the user speaks while the model does
     own_talk_share: float = 0.3  # of the talk: by the user, and not by somebody else
     timer: Range = (2.0, 15.0)

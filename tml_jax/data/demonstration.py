@@ -66,7 +66,7 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
         _Exchange(scenarios.talk),
     ),
     "Time": (
-        _Exchange(arrangements.elapsed, {"timer": _number_between(3, 6, 9), "elapsed": _any}),
+        _Exchange(scenarios.timer, {"timer": _number_between(3, 3, 6)}),
         _Exchange(
             scenarios.undeterred,
             {"count_to": _number_between(-1, 14, 20), "backchannel": _any, "stop": lambda text: "stop" in text},
@@ -83,14 +83,9 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
             scenarios.redirect,
             {"count_to": _number_between(-1, 10, 20), "stop": lambda text: "stop" in text, "repeat": _any},
         ),
-        _Exchange(arrangements.shadow, {"word": _any, "shadow": _any, "stop": lambda text: "stop" in text}),
-        _Exchange(arrangements.translate, {"word": _any, "translate": _any, "stop": lambda text: "stop" in text}),
+        _Exchange(arrangements.shadow, {"word": _any, "stop": lambda text: "stop" in text}),
     ),
-    "As told": (
-        _Exchange(arrangements.instructed, {"repeat": _any, "timer": _number_between(3, 3, 6)}),
-        _Exchange(arrangements.instructed, {"repeat": _any, "timer": _number_between(3, 3, 6)}),
-    ),
-    "Cue": (_Exchange(arrangements.cue, {"cue": _any}),),
+    "Cue": (_Exchange(arrangements.cue),),
 }
 _FILMED = frozenset({"Sight", "Cue"})
 _SECONDS = {"Cue": 16.0}  # of a scene whose exchange goes on as long as there is time; others end with theirs

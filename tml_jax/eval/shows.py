@@ -277,7 +277,7 @@ _NO_PEOPLE = "the bank has no held-out recordings of people who ask for somethin
 _NO_EAR = "needs pocketsphinx (extra `speech`) and the sound"
 _NO_SERVER = "needs `smoke`, of a server with a background model"
 _NO_STEPS = "needs `load`, of a server with as many slots, at --pace=real"
-_ASKED = "the request is said, or typed"
+_TYPED = "the request is typed"
 ROWS = (
     Row("turn-taking latency, median", _latency(0.5), "needs `smoke`", at_most=0.3, unit="s"),
     Row("turn-taking latency, 90th percentile", _latency(0.9), "needs `smoke`", at_most=0.5, unit="s"),
@@ -300,9 +300,9 @@ ROWS = (
         _share(_good, "cue", "smoke/cue"),
         "needs `smoke`",
         0.9,
-        note=_ASKED,
+        note=_TYPED,
     ),
-    Row("visual cue: false alarms a minute", _false_alarms, "needs `smoke`", at_most=0.2, unit="", note=_ASKED),
+    Row("visual cue: false alarms a minute", _false_alarms, "needs `smoke`", at_most=0.2, unit="", note=_TYPED),
     Row("barge-in: silent within 0.4 s", _share(_within(_YIELD_S), "stop", _SMOKE), "needs `smoke`", 0.97),
     Row("barge-in: then the new request answered", _new_requests, "needs `smoke`", 0.9),
     Row("keeps the floor: backchannel", _share(_good, "goes on", *_INTERRUPTIONS), "needs `smoke`", 0.9),
@@ -312,9 +312,14 @@ ROWS = (
         _share(_good, "cue", "smoke/shadow"),
         "needs `smoke`",
         0.85,
-        note=_ASKED,
+        note=_TYPED,
     ),
-    Row("translation: digits in Spanish while the user speaks", _share(_good, "cue", "smoke/translate"), "needs `smoke`"),
+    Row(
+        "translation: digits in Spanish while the user speaks",
+        _share(_good, "cue", "smoke/translate"),
+        "needs `smoke`",
+        note=_TYPED,
+    ),
     Row(
         "asked how long a timer has run: the second, in time",
         _told("smoke/elapsed", of=lambda words: words != ["okay"]),
