@@ -1,4 +1,4 @@
-"""What holds for a while once it was asked for: cues, digits said while the user goes on, instructions; see `scenarios`.
+"""Scenarios of what holds for a while once it was asked for: cues, digits said while the user goes on, instructions.
 
 Who asks says so, or types it. Of typed texts the first is for users that are held out, who have it to themselves.
 """
@@ -151,7 +151,9 @@ def _beginning(director: Director, clip: Clip | Spliced, kept: int) -> Spliced:
     audio = clip.audio if isinstance(clip, Spliced) else director.cast.bank.audio(clip)
     cut_s = (clip.words[kept - 1].end_s + clip.words[kept].start_s) / 2 if kept < len(clip.words) else None
     words = clip.words[:kept]
-    return Spliced(" ".join(word.text for word in words), words, audio[: cut_s and round(cut_s * director.spec.sample_rate)])
+    return Spliced(
+        " ".join(word.text for word in words), words, audio[: cut_s and round(cut_s * director.spec.sample_rate)]
+    )
 
 
 def instructed(director: Director) -> None:

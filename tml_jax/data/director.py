@@ -74,7 +74,7 @@ class Director:
     # ---- the user
 
     def pick(self, *families: str) -> Clip | Spliced:
-        """One of the user's requests of those of the families that this user has, in training often with other numbers."""
+        """One of the user's requests of the families that this user has, in training often with other numbers."""
         able = tuple(family for family in families if self.speaker.family(family))
         clips = self.speaker.family(able[int(self.rng.integers(len(able)))] if len(able) > 1 else able[0])
         clip = clips[int(self.rng.integers(len(clips)))]

@@ -2,8 +2,9 @@
 
 A bank is a folder with one Ogg Opus file per voice (16 kHz mono, a voice's clips one after another with short
 gaps) and `bank.json`, which says where each clip lies. Clips of the kinds `APART` lie in files of their own, so that
-adding some leaves the bytes of a voice's other clips as they are. Opus keeps sample offsets: its delay is written in the file and
-taken off again by the decoder. Reading and writing need numpy and soundfile only.
+adding some leaves the bytes of a voice's other clips as they are. Opus keeps sample offsets: its delay is written in
+the file and taken off again by the decoder. Reading and writing need numpy and soundfile
+only.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """A voice of the bank: its engine, its side of the held-out split, its licence and the file of most of its clips."""
+    """A voice of the bank: its engine, its side of the held-out split, its licence and the file of most clips."""
 
     name: str
     engine: str
@@ -208,7 +209,7 @@ def write_voice(path: pathlib.Path, voice: Voice, clips: Sequence[NewClip]) -> d
     A file is replaced in one step, so a reader never sees half of it; one without clips isn't written.
     """
     path.mkdir(parents=True, exist_ok=True)
-    entry = {"engine": voice.engine, "split": voice.split, "licence": voice.licence, "file": voice.file}
+    entry: dict[str, Any] = {"engine": voice.engine, "split": voice.split, "licence": voice.licence, "file": voice.file}
     entry["clips"] = _write_clips(path / voice.file, [clip for clip in clips if clip.kind not in APART])
     for kind in APART:
         entry[kind] = _write_clips(path / voice.file_of(kind), [clip for clip in clips if clip.kind == kind])
@@ -285,8 +286,9 @@ def _readme(bank: SpeechBank) -> str:
     lines = [
         "# Speech bank",
         "",
-        "Speech, 16 kHz mono Ogg Opus, a file per voice, one for its talk, which isn't meant for the model, and one for",
-        "what it asks for rarely; `bank.json` says what is said where and when. Only `recorded` and `fsdd` are people;",
+        "Speech, 16 kHz mono Ogg Opus, a file per voice, one for its talk, which isn't meant for the model, and one",
+        "for what it asks for rarely; `bank.json` says what is said where and when. Only `recorded` and `fsdd` voices",
+        "are people;",
         "their recordings were cut to the sound, levelled and encoded.",
         "Read it with `tml_jax.data.speech_bank.SpeechBank`; make a larger one with `python -m launch.prepare_data`.",
         "Held-out voices are for evaluation: never train on them. Clips of kind `assistant` are the model's own voice.",

@@ -174,7 +174,7 @@ def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for kind, found in sorted(by_kind.items()):
         rate = sum(v.good for v in found) / len(found)
-        silent = kind in ("hesitation", "quiet", "talk", "not_asked", "stopped", "timer_called_off", "told_to_be_silent")
+        silent = kind.replace("_", " ") not in _JUDGES  # named by the reason for silence
         figures[f"{kind}_cases"] = len(found)
         figures[f"{kind}_false_speech" if silent else f"{kind}_{_NAMES.get(kind, 'in_time')}"] = (
             1 - rate if silent else rate

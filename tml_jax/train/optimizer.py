@@ -52,7 +52,9 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(config.learning_rate),
     )
-    return optax.chain(clip, optax.partition({"muon": by_muon, "adamw": by_adamw, "frozen": optax.set_to_zero()}, labels))
+    return optax.chain(
+        clip, optax.partition({"muon": by_muon, "adamw": by_adamw, "frozen": optax.set_to_zero()}, labels)
+    )
 
 
 def is_frozen(path: tuple[Any, ...], config: TrainConfig) -> bool:
