@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tml_jax.data import arrangements, pipeline, scenarios
-from tml_jax.data.config import DataConfig
+from tests.data.simulated import CONFIG, SPEC, expectations_of
+from tml_jax.data import pipeline, scenarios
 from tml_jax.data.simulator import Simulator
 from tml_jax.data.store import ConversationStore
 from tml_jax.data.timeline import (
@@ -16,7 +16,6 @@ from tml_jax.data.timeline import (
     Conversation,
     Delegate,
     Frames,
-    Instructions,
     SpokenWord,
     UserSpeech,
     UserText,
@@ -24,11 +23,9 @@ from tml_jax.data.timeline import (
     render,
 )
 from tml_jax.streams import number_words, packed
-from tml_jax.streams.micro_turn import UNHEARD, StreamSpec
+from tml_jax.streams.micro_turn import UNHEARD
 from tml_jax.streams.text import Tokenizer
 
-SPEC = StreamSpec(audio_tokens=1, max_patches=1, max_text=8, max_output=1, frame_height=40, frame_width=40)
-CONFIG = DataConfig(window_turns=150, window_tokens=310)
 TOKENIZER = "checkpoints/inkling_tiny/tokenizer.json"
 
 
@@ -90,14 +87,8 @@ def test_hesitations_are_inside_requests(simulators):
     assert found > 10
 
 
-def expected(simulators, scenario, kind, conversations=8):
-    """What is expected in each of a scenario's conversations, of this kind, by time."""
-    played = [simulators["heldout"].conversation(index, scenario) for index in range(conversations)]
-    return [(one, [e for e in one.expectations if e["kind"] == kind]) for one in played]
-
-
 def test_two_timers_run_at_once_and_end_apart(simulators):
-    for conversation, timers in expected(simulators, "two_timers", "timer"):
+    for conversation, timers in expectations_of(simulators, "two_timers", "timer"):
         asked_for = list(conversation.of(UserSpeech))
         ends = [u.start_s + u.words[-1].end_s for u in asked_for]
         due = [end + number_words.from_words(u.words[3].text) for u, end in zip(asked_for, ends, strict=True)]
@@ -108,36 +99,6 @@ def test_two_timers_run_at_once_and_end_apart(simulators):
         assert pairs and all(one["of"] == other["of"] == 2 for one, other in pairs)
         for (one, other), asked in zip(pairs, ends[1::2], strict=True):
             assert asked < one["at"] < other["at"] - 1.0
-
-
-def test_cues_are_what_the_video_shows(simulators):
-    for conversation, cues in expected(simulators, "cue", "cue"):
-        assert next(conversation.of(UserText)).text == "say beep when something moves"
-        film = next(conversation.of(Frames))
-        still = np.abs(np.diff(film.frames.astype(np.float32).mean(axis=(3)), axis=0)).mean(axis=(1, 2))
-        for cue in cues:
-            at = round(cue["at"] * film.fps)
-            assert still[at : at + 8].max() > 1.02 * still[at - 10 : at - 2].max(), "at rest before, and then it moves"
-
-
-@pytest.mark.parametrize("name", ["cue", "shadow", "translate"])
-def test_what_is_typed_can_be_asked_for_aloud(simulators, name):
-    behaviour = dataclasses.replace(CONFIG.behaviour, aloud_share=1.0)
-    config = dataclasses.replace(CONFIG, behaviour=behaviour)
-    simulator = Simulator(config, SPEC, simulators["heldout"].cast.bank, "heldout")
-    asked = {"cue": "when something moves", "shadow": "as i say it", "translate": "in spanish"}[name]
-    for index in range(6):
-        conversation = simulator.conversation(index, name)
-        first = next(conversation.of(UserSpeech))
-        assert not list(conversation.of(UserText)) and " ".join(w.text for w in first.words).endswith(asked)
-
-
-def test_digits_to_shadow_come_while_the_user_goes_on(simulators):
-    for conversation, digits in expected(simulators, "shadow", "cue"):
-        said = {u.start_s + u.words[-1].end_s: u.words[-1].text for u in conversation.of(UserSpeech)}
-        for digit in digits:
-            assert said[digit["at"]] == digit["words"][0]
-            assert any(digit["at"] + 0.6 < end < digit["at"] + 2.5 for end in said), "another one ends later"
 
 
 def test_what_is_delegated_is_acknowledged_until_the_result_comes(simulators):
@@ -168,67 +129,8 @@ def test_only_training_hears_that_there_is_no_answer(simulators):
     assert unknown["train"] > 0 and unknown["heldout"] == 0
 
 
-def test_typed_requests_of_held_out_users_are_their_own(simulators):
-    texts_of = {"cue": arrangements.CUES, "shadow": arrangements.SHADOWS, "translate": arrangements.TRANSLATIONS}
-    for name, texts in texts_of.items():
-        typed = {
-            split: {e.text for i in range(24) for e in simulators[split].conversation(i, name).of(UserText)}
-            for split in ("train", "heldout")
-        }
-        assert typed["heldout"] == {texts[0]} and typed["train"] == set(texts[1:])
-
-
-def test_digits_are_translated_and_what_is_left_of_a_timer_told(simulators):
-    spanish = dict(zip(number_words.UNITS, number_words.SPANISH, strict=False))
-    for conversation, digits in expected(simulators, "translate", "cue"):
-        said = {u.start_s + u.words[-1].end_s: u.words[-1].text for u in conversation.of(UserSpeech)}
-        assert digits and all(digit["words"] == [spanish[said[digit["at"]]]] for digit in digits)
-    told = 0
-    for _, answers in expected(simulators, "elapsed", "answer"):
-        for began, asked in itertools.pairwise(answers):
-            if asked["words"] != ["okay"]:
-                seconds = asked["after"] - began["after"]
-                assert abs(seconds - number_words.from_words(asked["words"][0])) <= 0.2
-                told += 1
-    assert told > 8
-
-
-def test_what_was_begun_and_broken_off_is_not_answered(simulators):
-    for conversation, answers in expected(simulators, "repair", "answer"):
-        for answer in answers:
-            (request,) = (
-                u for u in conversation.of(UserSpeech) if abs(u.start_s + u.words[-1].end_s - answer["after"]) < 1e-6
-            )
-            words = [word.text for word in request.words]
-            assert answer["words"] == words[1:-1] if words[0] == "repeat" else answer["words"][-1] in (words[-1], "one")
-
-
-def test_instructions_hold_for_the_whole_conversation(simulators):
-    seen = set()
-    for index in range(24):
-        conversation = simulators["heldout"].conversation(index, "instructed")
-        (given,) = conversation.of(Instructions)
-        (what,) = (name for name, texts in arrangements.INSTRUCTIONS.items() if given.text == texts[0])
-        said = [word.text for speech in conversation.of(AssistantSpeech) for word in speech.words]
-        assert given.time_s == 0.0 and "okay" not in said
-        if what == arrangements.SILENT:
-            assert not said and len(conversation.expectations) > 1
-        elif what == arrangements.YES:
-            assert set(said) == {"yes", "now"}
-        else:
-            assert said and set(said) <= set(number_words.SPANISH)
-        seen.add(what)
-    assert seen == set(arrangements.INSTRUCTIONS)
-
-
-def test_a_conversation_without_instructions_gets_none_later(simulators):
-    for index in range(60):
-        conversation = simulators["train"].conversation(index)
-        assert all(given.time_s == 0.0 for given in conversation.of(Instructions))
-
-
 def test_talk_over_the_model_leaves_it_talking(simulators):
-    going = [(one, e) for one, found in expected(simulators, "side_talk", "goes on") for e in found]
+    going = [(one, e) for one, found in expectations_of(simulators, "side_talk", "goes on") for e in found]
     assert len(going) > 10
     for conversation, expectation in going:
         assert any(u.start_s == expectation["from"] for u in conversation.of(UserSpeech))
