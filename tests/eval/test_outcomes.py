@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from tml_jax.eval.outcomes import Outcome, outcomes
+from tests.data.simulated import CONFIG, SPEC
+from tml_jax.data import pipeline, scenarios
+from tml_jax.data.simulator import Simulator
+from tml_jax.eval.outcomes import Outcome, outcomes, told
 
 Event = dict[str, Any]
 UNTIL_S = 20.0
@@ -91,3 +94,12 @@ def test_times_are_those_of_the_whole_and_in_order() -> None:
         Outcome("Talk", 32.0, 34.0, "silent when nothing is asked", "silent", True),
         Outcome("Talk", 34.0, 34.0, "says “now” on time", "never", False),
     ]
+
+
+def test_every_expectation_of_every_scenario_can_be_told():
+    simulator = Simulator(CONFIG, SPEC, pipeline.open_bank(CONFIG.bank), "heldout")
+    for name in scenarios.SCENARIOS:
+        for index in range(6):
+            expectations = simulator.conversation(index, name).expectations
+            found = told(name, [(one, None) for one in expectations])
+            assert len(found) == len(expectations) and all(one.expected for one in found)

@@ -15,6 +15,7 @@ _SILENT_WHEN = {
     "not asked": "while something moves",
     "stopped": "after “stop”",
     "timer called off": "after “stop”: no “now”",
+    "told to be silent": "where an answer would come",
 }
 _GOES_ON_WHEN = {"backchannel": "after “yeah”", "side talk": "while people talk to each other"}
 
