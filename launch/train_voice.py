@@ -1,7 +1,7 @@
 """Trains the voice of a model's vocoder: ``python -m launch.train_voice --out=runs/tiny/model``.
 
 It writes ``vocoder.safetensors`` to the model's folder, which every command then plays the model with. It learns from
-the assistant's clips in a speech bank, but for one take in four, and takes ten minutes on a core.
+the assistant's clips in a speech bank, but for one take in four, and takes about 0.11 s a step on one core.
 """
 
 import pathlib

@@ -84,6 +84,11 @@ def test_without_an_average_the_weights_are_what_is_kept():
     assert state.average is None and state.best is state.params
 
 
+def test_a_frozen_weight_that_the_model_has_not_is_told():
+    with pytest.raises(ValueError, match=r"train\.frozen names 'mlp\.gateup', which is no weight of this model"):
+        losses(0, frozen=("mlp.down", "mlp.gateup"))
+
+
 def test_what_is_frozen_stays_and_all_else_learns():
     """The routed experts and a table; the names are those of a layer's weights, and of weights outside the layers."""
     frozen = ("mlp.gate_up", "mlp.down", "audio.table")

@@ -109,13 +109,13 @@ def _say_along(director: Director, names: tuple[str, ...]) -> None:
 
 def elapsed(director: Director) -> None:
     """While a timer runs, "how long has it been?": the seconds since it was set, and "now" when it is over."""
-    timers = [clip for clip in director.speaker.family("timer") if number_words.from_words(clip.text.split()[3]) >= 6]
+    timers = [clip for clip in director.speaker.family("timer") if director.seconds(clip) >= 6]
     clips = timers or director.speaker.family("timer")
     timer, question = clips[int(director.rng.integers(len(clips)))], director.pick("elapsed")
-    length = number_words.from_words(timer.text.split()[3])
+    length = director.seconds(timer)
     set_at = director.ask(timer)
     director.now = director.answer("okay", set_at)
-    takes = question.words[-1].end_s if question.words else len(director.cast.bank.audio(question)) / 16_000
+    takes = question.words[-1].end_s
     fewest = int(director.now + 0.3 + takes - set_at) + 1
     if fewest > length - 2:
         director.now = director.say("now", director.heard_at(set_at + length, 0.0))
@@ -166,7 +166,7 @@ def instructed(director: Director) -> None:
         clip = director.pick("timer")
         end = director.ask(clip)
         director.now = director.answer("yes", end)
-        at = end + number_words.from_words(clip.text.split()[3])
+        at = end + director.seconds(clip)
         director.expect("timer", at=at, words=["now"])
         director.say_over("now", director.heard_at(at, 0.0))
         return

@@ -139,6 +139,10 @@ class Director:
 
     # ---- the model
 
+    def seconds(self, clip: Clip | Spliced) -> int:
+        """The number in "tell me when five seconds have passed" or "say beep every three seconds"."""
+        return number_words.from_words(clip.text.split()[3])
+
     def wanted(self, clip: Clip | Spliced) -> list[str]:
         """What the model says to "repeat five two please" or "count to seven"."""
         words = clip.text.split()

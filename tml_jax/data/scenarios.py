@@ -36,7 +36,7 @@ def timer(director: Director) -> None:
     clip = director.pick("timer")
     end = director.ask(clip)
     director.answer("okay", end)
-    at = end + number_words.from_words(clip.text.split()[3])
+    at = end + director.seconds(clip)
     if director.speaker.family("stop") and director.rng.random() < 0.12:  # called off
         stop = director.user(director.pick("stop"), float(director.rng.uniform(end + 1.2, max(end + 1.3, at - 0.8))))
         if stop + 0.4 < at:
@@ -52,7 +52,7 @@ def beeper(director: Director) -> None:
     clip = director.pick("beeper")
     end = director.ask(clip)
     director.answer("okay", end)
-    every = number_words.from_words(clip.text.split()[3])
+    every = director.seconds(clip)
     beeps = int(director.rng.integers(2, 6)) if director.speaker.family("stop") else 100
     last = end
     for i in range(1, beeps + 1):
@@ -191,12 +191,12 @@ def talk(director: Director) -> None:
 def two_timers(director: Director) -> None:
     """A second timer is set while the first one runs: "now" at the end of each."""
 
-    def seconds(clip: Clip) -> int:
-        return number_words.from_words(clip.text.split()[3])
-
     def fits(first: Clip, second: Clip) -> bool:  # the second request takes about 1.1 s to begin
         asked = 1.1 + second.duration_s
-        return seconds(first) > asked + 1.0 and abs(seconds(first) - asked - seconds(second)) > _APART_S + 0.5
+        return (
+            director.seconds(first) > asked + 1.0
+            and abs(director.seconds(first) - asked - director.seconds(second)) > _APART_S + 0.5
+        )
 
     pairs = [pair for pair in itertools.permutations(director.speaker.family("timer"), 2) if fits(*pair)]
     if not pairs:
@@ -206,7 +206,7 @@ def two_timers(director: Director) -> None:
     for clip in pairs[int(director.rng.integers(len(pairs)))]:
         end = director.user(clip, director.now)
         director.now = director.answer("okay", end) + float(director.rng.uniform(0.2, 0.5))
-        ends.append(end + seconds(clip))
+        ends.append(end + director.seconds(clip))
     for at in sorted(ends):
         director.expect("timer", at=at, words=["now"], of=2)
         director.say_over("now", director.heard_at(at, 0.0))

@@ -33,11 +33,19 @@ def schedule(config: TrainConfig, step: int, progress: float) -> float:
 
 
 def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.GradientTransformation:
-    """The gradient transformation for `model`'s params, or of what LoRA trains of it, at the peak learning rates."""
+    """The gradient transformation for `model`'s params, or of what LoRA trains of it, at the peak learning rates.
+
+    Raises:
+      ValueError: the config freezes a weight that the model has not.
+    """
     clip = optax.clip_by_global_norm(config.clip_norm)
     by_adamw = optax.adam(config.adam_learning_rate, b2=_ADAM_B2, nesterov=True)
     if config.lora is not None:
         return optax.chain(clip, by_adamw)
+
+    paths = [_dotted(path) for path, _ in jax.tree.leaves_with_path(model.abstract)]
+    if unknown := set(config.frozen) - {*paths, *map(inner, paths)}:
+        raise ValueError(f"train.frozen names {min(unknown)!r}, which is no weight of this model.")
 
     # The decoder's maps are Muon's; what reads signals in and writes them out is AdamW's, as embeddings are.
     def label(path: tuple[Any, ...], _: Any, roles: muon.Roles | None) -> str:
@@ -57,9 +65,13 @@ def make_optimizer(model: InteractionModel, config: TrainConfig) -> optax.Gradie
     )
 
 
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(key.key for key in path)
+
+
 def is_frozen(path: tuple[Any, ...], config: TrainConfig) -> bool:
     """Whether a run leaves the weight at this path of the model's tree as it is."""
-    name = ".".join(key.key for key in path)
+    name = _dotted(path)
     return name in config.frozen or inner(name) in config.frozen
 
 
