@@ -76,7 +76,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
             places = _read_header(self.directory / file)
             if expected is not None and (lost := sorted(expected - set(places))):
                 raise ValueError(f"{index} places tensor {lost[0]!r} in {file}, which does not hold it.")
-            self._places.update({name: places[name] for name in expected or places})  # others were replaced
+            # In the order in which the file has them; what the index places elsewhere was replaced.
+            self._places.update({name: place for name, place in places.items() if name in (expected or places)})
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor, mapped: only what is read of it is read from disk."""
