@@ -45,7 +45,8 @@ PROFILE = flags.DEFINE_list("profile", None, "First and last step of which to wr
 INIT_FROM = flags.DEFINE_string(
     "init_from",
     None,
-    "A model to begin with, instead of fresh weights: published, saved, in Orbax arrays, or the folder of another run.",
+    "A model to begin with, instead of fresh weights: published, saved, in Orbax arrays, or the folder of another run. "
+    "Where the experiment rehearses, it is the teacher too.",
 )
 STOP_AFTER = flags.DEFINE_integer(
     "stop_after", None, "Stop at this step, as if the run had been cut there; 0 imports --init_from.", lower_bound=0
@@ -84,10 +85,12 @@ def _experiment() -> ExperimentConfig:
     data: dict[str, Any] = {"bank": BANK.value} if BANK.value else {}
     if REPLAY.value is not None:
         data["replay"] = REPLAY.value
+    rehearsal = experiment.rehearsal
     return dataclasses.replace(
         experiment,
         train=dataclasses.replace(experiment.train, **changes),
         data=dataclasses.replace(experiment.data, **data),
+        rehearsal=rehearsal and dataclasses.replace(rehearsal, data=dataclasses.replace(rehearsal.data, **data)),
     )
 
 

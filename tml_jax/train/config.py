@@ -82,13 +82,57 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """Conversations in which the model that a run begins with is the teacher, so that what it can do stays.
+
+    Attributes:
+      data: what they are drawn from; windows and groups as in the experiment's own data.
+      share: of the groups of a batch, its last ones.
+      weight: of the teacher's distribution in their targets; the labels have the rest.
+    """
+
+    data: DataConfig
+    share: float = 0.5
+    weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0 or not 0.0 < self.weight <= 1.0:
+            raise ValueError(
+                f"A rehearsal's share is in (0, 1), its weight in (0, 1]; not {self.share}, {self.weight}."
+            )
+
+    def groups(self, of: int) -> int:
+        """How many of so many groups are rehearsed: at least one, and not all."""
+        return min(of - 1, max(1, round(self.share * of)))
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """A named experiment."""
+    """A named experiment.
+
+    Raises:
+      ValueError: what it rehearses is not cut into the windows and groups of its own data.
+    """
 
     name: str
     model: InteractionConfig
     data: DataConfig
     train: TrainConfig
+    rehearsal: Rehearsal | None = None
+
+    def __post_init__(self) -> None:
+        if self.rehearsal is None:
+            return
+        for name in ("group", *(f.name for f in dataclasses.fields(DataConfig) if f.name.startswith("window_"))):
+            ours, theirs = getattr(self.data, name), getattr(self.rehearsal.data, name)
+            if ours != theirs:
+                raise ValueError(f"What is rehearsed has {name} {theirs}, and the experiment's own data {ours}.")
+        if self.train.microbatches != 1:
+            raise ValueError("A batch of which a part is rehearsed can't be cut into microbatches: set microbatches=1.")
+        if self.train.batch_size < 2 * self.data.group:
+            raise ValueError(
+                f"A batch of {self.train.batch_size} has one group of {self.data.group}: a rehearsal needs another."
+            )
 
 
 def load_experiment(path: str) -> ExperimentConfig:

@@ -14,7 +14,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ from tml_jax.checkpoint.store import (
 )
 from tml_jax.checkpoint.voice import copy_voice
 from tml_jax.checkpoint.weights import place_params
+from tml_jax.data.config import DataConfig
 from tml_jax.data.pipeline import Batch, Pipeline
 from tml_jax.executor.watchdog import Watchdog
 from tml_jax.train.bar import log_above_bar
@@ -111,6 +112,8 @@ class Run:
         self.directory, self._tokenizer_path, self._init_from = pathlib.Path(workdir), tokenizer_path, init_from
         if self.config.lora is not None and init_from is None:
             raise ValueError("LoRA adds to a saved model: name it with --init_from.")
+        if experiment.rehearsal is not None and init_from is None:
+            raise ValueError("What is rehearsed is what a saved model can do: name it with --init_from.")
         self._began = time.monotonic() if began is None else began
         self._interruption = interruption or Interruption()
         if self.config.minutes is not None and jax.process_count() > 1:
@@ -119,20 +122,35 @@ class Run:
         self.trainer = Trainer(experiment, sharding.make_mesh(self.config.mesh))
         self._first = jax.process_index() == 0
 
-    def _pipeline(self, split: str, workers: int) -> Pipeline:
-        groups = self.trainer.groups()
-        return Pipeline(
-            self.experiment.data, self.spec, self._tokenizer_path, self.config.batch_size, split, groups, workers
-        )
+    def _pipeline(self, data: DataConfig, split: str, workers: int, places: range) -> Pipeline:
+        """This process's groups of those places of every batch."""
+        groups = [place - places.start for place in self.trainer.groups() if place in places]
+        size = len(places) * data.group
+        return Pipeline(data, self.spec, self._tokenizer_path, size, split, groups, workers)
+
+    def _training_data(self) -> list[Pipeline]:
+        """What is learnt, and what is rehearsed beside it."""
+        whole, workers = self.config.batch_size // self.experiment.data.group, num_workers(self.config)
+        first, rehearsal = whole - self.trainer.rehearsed, self.experiment.rehearsal
+        if rehearsal is None:
+            return [self._pipeline(self.experiment.data, "train", workers, range(whole))]
+        theirs = min(workers, max(1, round(workers * (whole - first) / whole)))
+        return [
+            self._pipeline(self.experiment.data, "train", min(workers, max(1, workers - theirs)), range(first)),
+            self._pipeline(rehearsal.data, "train", theirs, range(first, whole)),
+        ]
 
     def train(self, stop_after: int | None = None) -> TrainState:
         """Trains to the end, until it is interrupted, or up to step `stop_after` as if the run had been cut there."""
-        data, held_out = self._pipeline("train", num_workers(self.config)), self._pipeline("heldout", 0)
-        if self.config.lora is not None or not (self.directory / "checkpoints").is_dir():
+        data, every = self._training_data(), range(self.config.batch_size // self.experiment.data.group)
+        held_out = self._pipeline(self.experiment.data, "heldout", 0, every)
+        if self.trainer.needs_base or not (self.directory / "checkpoints").is_dir():
             self._open_init_from()
         self.directory.mkdir(parents=True, exist_ok=True)
-        order = {name: getattr(data.config, name) for name in ("seed", "group", "replay", "replay_pool")}
+        order = {name: getattr(data[0].config, name) for name in ("seed", "group", "replay", "replay_pool")}
         order["batch_size"] = self.config.batch_size
+        if self.trainer.rehearsed:
+            order["rehearsed"] = self.trainer.rehearsed
         config = {"model": self.experiment.model.to_json(), "order of the data": order}
         if self.config.lora is not None:
             config["lora"] = dataclasses.asdict(self.config.lora) | {"base": self._base}
@@ -148,7 +166,7 @@ class Run:
                 copy_tokenizer(self._tokenizer_path, self.directory)
             count = max(1, self.config.eval_conversations // self.config.batch_size)
             batches = list(itertools.islice(held_out.batches(), count))
-            with contextlib.closing(data.batches(int(state.step))) as made:
+            with contextlib.closing(_side_by_side(data, int(state.step))) as made:
                 with Watchdog(self.config.stuck_after_s) as watchdog:
                     spending = Spending(watchdog, spent["started"], spent["trained_s"])
                     state = self._loop(state, progress, spending, made, batches, checkpoints, disk, stop_after)
@@ -178,7 +196,7 @@ class Run:
     def _begin(self, checkpoints: TrainCheckpoints, disk: LocalCheckpoints) -> tuple[TrainState, dict[str, float]]:
         """The state to go on from, the seconds that the run has taken and trained so far, and when it started."""
         none = {"elapsed_s": 0.0, "trained_s": 0.0, "started": time.time() - (time.monotonic() - self._began)}
-        if self.config.lora is not None:
+        if self.trainer.needs_base:
             self.trainer.freeze(load_params(self._base, dtype=self.config.dtype, mesh=self.trainer.executor.mesh)[1])
         latest, newest = checkpoints.latest(), disk.newest(self.trainer.abstract_state())
         if newest is not None and newest > (latest or 0):
@@ -189,7 +207,7 @@ class Run:
             restored = checkpoints.restore(self.trainer.abstract_state())
             LOG.info("going on from step %d", restored.step)
             return restored.state, none | restored.data
-        if self.trainer.base is not None:
+        if self.trainer.lora is not None:
             return self.trainer.start_from(self.trainer.base), none
         source = self._open_init_from()
         if source is None:
@@ -296,6 +314,14 @@ class Run:
         meter.close()
         profile.close()
         return state
+
+
+def _side_by_side(pipelines: list[Pipeline], first: int) -> Generator[Batch, None, None]:
+    """Batches of which each pipeline makes its part, in their order; from number `first` on."""
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(contextlib.closing(pipeline.batches(first))) for pipeline in pipelines]
+        for parts in zip(*made, strict=True):
+            yield jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 class _Profile:

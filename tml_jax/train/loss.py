@@ -30,10 +30,32 @@ class LossOutput:
     load: dict[str, Array]
 
 
-def _cross_entropy(logits: Float[Array, "*b v"], labels: Array) -> Float[Array, "*b"]:
+@dataclasses.dataclass(frozen=True)
+class Taught:
+    """What a teacher makes of the last rows of a batch (`train.config.Rehearsal`).
+
+    Attributes:
+      params: the teacher's weights; they get no gradient.
+      packs: of how many packs, from the end.
+      weight: of its distribution in their targets.
+    """
+
+    params: Params
+    packs: int
+    weight: float
+
+
+def _cross_entropy(
+    logits: Float[Array, "*b v"], labels: Array, taught: tuple[Float[Array, "*b v"], Array] | None
+) -> Float[Array, "*b"]:
+    """Against the labels, and with a teacher's logits and its weight [*b] against a mean of both."""
     # By comparison, not by a gather: the gradient of a gather is a scatter, one element at a time on a CPU.
-    picked = jnp.sum(jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), logits, 0), axis=-1)
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    target = (labels[..., None] == jnp.arange(logits.shape[-1])).astype(logits.dtype)
+    if taught is not None:
+        theirs, weight = taught
+        target += weight[..., None] * (jax.nn.softmax(theirs, axis=-1) - target)
+    # Where a vocabulary is padded its logits may be -inf, of which nothing is asked.
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(target > 0, target * logits, 0), axis=-1)
 
 
 def _flow_loss(
@@ -81,6 +103,7 @@ def loss(
     num_tokens: int,
     keys: Array,
     over: dict[str, Array],
+    taught: Taught | None = None,
 ) -> tuple[Float[Array, ""], LossOutput]:
     """The training loss of a batch, or of a part of one; the losses and metrics of all parts add up to the whole's.
 
@@ -91,6 +114,7 @@ def loss(
       num_tokens: trunk tokens a row may hold, static.
       keys: one for each pack, [G]: for the noise on fed-back speech and the flow head's draws.
       over: `counts` of the whole batch.
+      taught: a teacher of a part of it (Hinton et al. 2015); None: the labels are the targets.
     """
     inputs, outputs = batch
     feedback_keys, flow_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
@@ -98,7 +122,8 @@ def loss(
     noise = jax.vmap(lambda key: jax.random.normal(key, outputs.mel.shape[1:]))(feedback_keys)
     noise = sharding.constrain(model.config.flow.sigma_feedback * noise, (*axes, None, None))
     decisions = model.decide(params, inputs, outputs, num_tokens, noise, config.remat)
-    sums = _sums(model, params, decisions, outputs, config)
+    rehearsed = None if taught is None else _rehearsed(model, taught, batch, num_tokens, noise)
+    sums = _sums(model, params, decisions, outputs, config, rehearsed)
     token_loss, heard_loss = sums["token_loss"] / over["speech"], sums["heard_loss"] / over["words"]
     flow = _flow_loss(model, params, decisions.spoken, outputs.mel, flow_keys, axes) / over["spoken"]
     total = token_loss + config.heard_weight * heard_loss + config.flow_weight * flow
@@ -122,23 +147,65 @@ def expert_imbalance(load: dict[str, Array]) -> Metrics:
     return {"expert_imbalance": jnp.max(jnp.stack([jnp.max(s) * s.shape[-1] for s in shares]))} if shares else {}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rehearsed:
+    """A teacher's hidden states for a whole batch, zero where it says nothing, and its weight, [B, N, slots]."""
+
+    params: Params
+    hidden: Array
+    weight: Array
+
+
+def _rehearsed(
+    model: InteractionModel,
+    taught: Taught,
+    batch: tuple[MicroTurnInput, MicroTurnOutput],
+    num_tokens: int,
+    noise: Array,
+) -> _Rehearsed:
+    packs = len(noise)
+
+    def last(x: Array) -> Array:
+        """Its last packs, of an array with a row a pack or a row a conversation."""
+        return x[len(x) // packs * (packs - taught.packs) :]
+
+    inputs, outputs = jax.tree.map(last, batch)
+    hidden = model.decide(taught.params, inputs, outputs, num_tokens, last(noise), False).hidden
+    rows = len(batch[1].tokens)
+    before = (rows - len(hidden), *(0,) * (hidden.ndim - 1))
+    weight = jnp.where(jnp.arange(rows) >= before[0], taught.weight, 0.0)
+    weight = jnp.broadcast_to(weight[:, None, None], batch[1].tokens.shape)
+    hidden = jnp.pad(jax.lax.stop_gradient(hidden), [(n, 0) for n in before])
+    return _Rehearsed(taught.params, hidden, weight)
+
+
 def _sums(
-    model: InteractionModel, params: Params, decisions: Decisions, outputs: MicroTurnOutput, config: TrainConfig
+    model: InteractionModel,
+    params: Params,
+    decisions: Decisions,
+    outputs: MicroTurnOutput,
+    config: TrainConfig,
+    rehearsed: _Rehearsed | None,
 ) -> dict[str, Array]:
     """Sums over all output slots, with logits of `config.loss_turns` micro-turns in memory at a time.
 
     Where windows are cut along time these are as many of each part.
     """
     net, control = model.net(params), model.control
+    teacher = None if rehearsed is None else model.net(rehearsed.params)
 
-    def of(hidden: Array, real: Array, tokens: Array, heard: Array) -> dict[str, Array]:
+    def of(hidden: Array, real: Array, tokens: Array, heard: Array, *rehearsed: Array) -> dict[str, Array]:
         logits, heard_logits = net.logits(hidden), net.heard_logits(hidden)
+        said_by = heard_by = None
+        if teacher is not None:
+            theirs, weight = rehearsed
+            said_by, heard_by = (teacher.logits(theirs), weight), (teacher.heard_logits(theirs), weight)
         kinds = _kinds(control, real, tokens, heard)
-        token_loss = _cross_entropy(logits, tokens)
+        token_loss = _cross_entropy(logits, tokens, said_by)
         said = jnp.argmax(logits, axis=-1)
         found = {
             "token_loss": token_loss * jnp.where(kinds["listening"], config.listen_weight, 1.0) * real,
-            "heard_loss": _cross_entropy(heard_logits, heard) * (real & (heard != UNHEARD)),
+            "heard_loss": _cross_entropy(heard_logits, heard, heard_by) * (real & (heard != UNHEARD)),
             "new_word_loss": token_loss * kinds["new_words"],
             "new_words_right": kinds["new_words"] & (said == tokens),
             "false_speech": kinds["listening"] & (said != control.listen),
@@ -147,7 +214,8 @@ def _sums(
         }
         return {name: jnp.sum(x, dtype=jnp.float32) for name, x in found.items()}
 
-    rows = (decisions.hidden, decisions.real, outputs.tokens, outputs.heard)
+    rows = [decisions.hidden, decisions.real, outputs.tokens, outputs.heard]
+    rows += [] if rehearsed is None else [rehearsed.hidden, rehearsed.weight]
     turns, size = outputs.tokens.shape[1], config.loss_turns
     if size is None or size >= turns:
         return of(*rows)

@@ -53,8 +53,9 @@ class Trainer:
     """The compiled training and evaluation steps of an experiment on a mesh.
 
     Attributes:
-      base: with LoRA the frozen weights, in the dtype of the arithmetic: ShapeDtypeStructs until the run has `freeze`d
-        some. Else None.
+      base: with LoRA, or where something is rehearsed, the weights that the run begins with and that stay as they are,
+        in the dtype of the arithmetic: ShapeDtypeStructs until the run has `freeze`d some. Else None.
+      rehearsed: groups of a batch, its last ones, in which they teach.
     """
 
     def __init__(self, experiment: ExperimentConfig, mesh: Mesh) -> None:
@@ -65,7 +66,10 @@ class Trainer:
         self._compute = InteractionModel(experiment.model, jnp.dtype(experiment.train.dtype)).abstract
         self._layers = {group.name for group in layer_plan(experiment.model.text)}
         self.lora = None if experiment.train.lora is None else Lora(self.model, experiment.train.lora)
-        self.base = None if self.lora is None else self.executor.abstract(self._compute, self.model.axes)
+        self.rehearsal = experiment.rehearsal
+        groups = self.config.batch_size // self.group
+        self.rehearsed = 0 if self.rehearsal is None else self.rehearsal.groups(groups)
+        self.base = self.executor.abstract(self._compute, self.model.axes) if self.needs_base else None
         self._trained = self.lora or self.model
         self.tx = make_optimizer(self.model, experiment.train)
         replicated = self.executor.sharding()
@@ -76,8 +80,13 @@ class Trainer:
         self._step = program(self._train_step, donate=0, out_shardings=(self.shardings, replicated))
         self._evaluate = program(self._evaluate_batch, out_shardings=replicated)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether the weights that a run begins with are needed as long as it goes on."""
+        return self.lora is not None or self.rehearsal is not None
+
     def freeze(self, params: Params) -> None:
-        """With LoRA, what it adds to: a model's weights, cast and placed."""
+        """What LoRA adds to, and what teaches where something is rehearsed: a model's weights, cast and placed."""
         cast = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
         self.base = jax.device_put(cast, self.executor.shardings(self.model.axes, cast))
 
@@ -204,14 +213,18 @@ class Trainer:
         keys: jax.Array,
         over: dict[str, jax.Array],
         base: Params | None,
+        rehearsed: int = 0,
     ) -> tuple[jax.Array, loss_lib.LossOutput]:
         if self.lora is None:
             # Cast where they lie, so that what is gathered of them is half as large.
             params = jax.tree.map(lambda p, like: p.astype(like.dtype), params, self._compute)
         else:
             params = self.lora.merge(base, jax.tree.map(sharding.constrain, params, self._trained.axes))
-        placed = jax.tree.map_with_path(self._placed, params, self.model.axes, is_leaf=lambda x: isinstance(x, Adapted))
-        return loss_lib.loss(self.model, placed, batch, self.config, self.num_tokens, keys, over)
+        place = functools.partial(jax.tree.map_with_path, self._placed, is_leaf=lambda x: isinstance(x, Adapted))
+        taught, axes = None, self.model.axes
+        if rehearsed and self.rehearsal is not None:
+            taught = loss_lib.Taught(place(base, axes), rehearsed, self.rehearsal.weight)
+        return loss_lib.loss(self.model, place(params, axes), batch, self.config, self.num_tokens, keys, over, taught)
 
     def _placed(self, path: tuple[Any, ...], weight: Any, axes: Sequence[str | None]) -> Any:
         """A layer gathers its weights when its turn comes; all else is needed at both ends of a step."""
@@ -230,7 +243,7 @@ class Trainer:
         """
         over, keys = self._over(batch), jax.random.split(key, len(batch[1].mel))
         keys = sharding.constrain(keys, ("batch",))
-        gradient = jax.grad(self._loss, has_aux=True)
+        gradient = jax.grad(functools.partial(self._loss, rehearsed=self.rehearsed), has_aux=True)
         parts = self.config.microbatches
         if parts == 1:
             return gradient(params, batch, keys, over, base)
