@@ -1,4 +1,4 @@
-"""The demo's scenes: drawn by the seed, from held-out voices, with every behaviour, within three minutes."""
+"""The demo's scenes: drawn by the seed, from held-out voices, with every behaviour, in about three minutes."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import pytest
 from tml_jax.data.demonstration import Scene, draw_scenes
 from tml_jax.data.pipeline import open_bank
 from tml_jax.data.speech_bank import SpeechBank
-from tml_jax.data.timeline import Frames, UserSpeech, user_sound
+from tml_jax.data.timeline import Frames, Instructions, UserSpeech, user_sound
+from tml_jax.streams import number_words
 from tml_jax.streams.micro_turn import StreamSpec
 
 BANK = "checkpoints/speech_bank"
@@ -18,11 +19,11 @@ def scenes(request: pytest.FixtureRequest) -> list[Scene]:
     return draw_scenes(open_bank(BANK), SPEC, request.param)
 
 
-def test_every_behaviour_is_there_within_three_minutes(scenes: list[Scene]) -> None:
+def test_every_behaviour_is_there_in_about_three_minutes(scenes: list[Scene]) -> None:
     expected = [one for scene in scenes for one in scene.conversation.expectations]
     kinds = {one["kind"] for one in expected}
     assert kinds == {"answer", "silent", "delegate", "result", "timer", "cue", "goes on", "stop", "count"}
-    assert {one["reason"] for one in expected if one["kind"] == "silent"} == {
+    assert {one["reason"] for one in expected if one["kind"] == "silent"} - {"told to be silent"} == {
         "hesitation",
         "quiet",
         "talk",
@@ -34,7 +35,10 @@ def test_every_behaviour_is_there_within_three_minutes(scenes: list[Scene]) -> N
     assert sum("of" in one for one in expected) == 2, "two timers at once"
     cued = {scene.name: [e for e in scene.conversation.expectations if e["kind"] == "cue"] for scene in scenes}
     assert len(cued["At once"]) >= 2 and {word for e in cued["Cue"] for word in e["words"]} == {"beep"}
-    assert sum(scene.conversation.duration_s for scene in scenes) < 180 - len(scenes)
+    assert {word for e in cued["Anew"] for word in e["words"]} <= set(number_words.SPANISH) and len(cued["Anew"]) >= 2
+    told = next(scene for scene in scenes if scene.name == "As told").conversation
+    assert len(list(told.of(Instructions))) == 1 and told.expectations
+    assert sum(scene.conversation.duration_s for scene in scenes) < 190 - len(scenes)
 
 
 def test_what_is_expected_lies_within_its_scene(scenes: list[Scene]) -> None:
@@ -51,7 +55,8 @@ def test_voices_are_held_out_and_differ(scenes: list[Scene]) -> None:
     heldout = {clip.voice for clip in open_bank(BANK).clips if clip.split == "heldout"}
     voices = [scene.voice for scene in scenes]
     assert set(voices) <= heldout
-    assert len(set(voices)) == len(voices)
+    assert len(set(voices)) >= len(voices) - 1, "few can say all of the new requests"
+    assert len(set(voices[:5])) == 5
 
 
 def test_a_seed_draws_the_same_scenes_and_another_does_not() -> None:

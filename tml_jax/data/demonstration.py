@@ -1,7 +1,7 @@
-"""The demo's conversation: every behaviour once, in five short scenes, drawn from held-out voices by a seed.
+"""The demo's conversation: every behaviour once, in seven short scenes, drawn from held-out voices by a seed.
 
 A scene is a chain of the simulator's own scenarios, so that what is expected of the model comes from the same code as
-in training and in evaluation. What is fixed here is the order, and ranges that keep the whole within three minutes; who
+in training and in evaluation. What is fixed here is the order, and ranges that keep the whole near three minutes; who
 speaks, the numbers, the times and the motion are drawn. The user sits in a quiet room, close to the microphone.
 """
 
@@ -69,7 +69,7 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
         _Exchange(scenarios.timer, {"timer": _number_between(3, 3, 6)}),
         _Exchange(
             scenarios.undeterred,
-            {"count_to": _number_between(-1, 14, 20), "backchannel": _any, "stop": lambda text: "stop" in text},
+            {"count_to": _number_between(-1, 12, 15), "backchannel": _any, "stop": lambda text: "stop" in text},
         ),
         _Exchange(scenarios.beeper, {"beeper": _number_between(3, 2, 3), "stop": lambda text: "stop" in text}),
     ),
@@ -78,7 +78,7 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
         _Exchange(scenarios.count, {"repetitions": _any}),
     ),
     "At once": (
-        _Exchange(scenarios.two_timers, {"timer": _number_between(3, 3, 12)}),
+        _Exchange(scenarios.two_timers, {"timer": _number_between(3, 3, 9)}),
         _Exchange(
             scenarios.redirect,
             {"count_to": _number_between(-1, 10, 20), "stop": lambda text: "stop" in text, "repeat": _any},
@@ -86,9 +86,15 @@ _SCENES: dict[str, tuple[_Exchange, ...]] = {
         _Exchange(arrangements.shadow, {"word": _any, "stop": lambda text: "stop" in text}),
     ),
     "Cue": (_Exchange(arrangements.cue),),
+    "Anew": (
+        _Exchange(arrangements.repair, {"repeat": _any, "filler": _any}),
+        _Exchange(arrangements.elapsed, {"timer": _number_between(3, 7, 8), "elapsed": _any}),
+        _Exchange(arrangements.translate, {"word": _any, "stop": lambda text: "stop" in text}),
+    ),
+    "As told": (_Exchange(arrangements.instructed, {"repeat": _any, "timer": _number_between(3, 2, 5)}),),
 }
 _FILMED = frozenset({"Sight", "Cue"})
-_SECONDS = {"Cue": 16.0}  # of a scene whose exchange goes on as long as there is time; others end with theirs
+_SECONDS = {"Cue": 12.0}  # of a scene whose exchange goes on as long as there is time; others end with theirs
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
