@@ -125,7 +125,8 @@ class Run:
     def _pipeline(self, data: DataConfig, split: str, workers: int, places: range) -> Pipeline:
         """This process's groups of those places of every batch."""
         groups = [place - places.start for place in self.trainer.groups() if place in places]
-        size = len(places) * data.group
+        others = self.config.batch_size // data.group - len(places)
+        size = self.config.batch_size - others * data.group
         return Pipeline(data, self.spec, self._tokenizer_path, size, split, groups, workers)
 
     def _training_data(self) -> list[Pipeline]:
