@@ -8,8 +8,8 @@ of stdin as they come. The model decides what to say to them. Whenever it begins
 is a highlight: its time and what was said are printed, and kept.
 
 What the shipped tiny model can do of it: once the streamer has said "count the repetitions", it speaks at the end of
-each motion that it sees, one thing that moves before a plain scene. It was not taught to understand typed text: it
-reads the chat, and says nothing to it.
+each motion that it sees, one thing that moves before a plain scene. Of typed text it was taught a few requests,
+and no chat: it reads that, and says nothing to it.
 """
 
 import asyncio

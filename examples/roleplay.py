@@ -8,8 +8,8 @@ has just said anything, it has reacted to what it saw; the first time, a stage d
 as further instructions, while the play goes on.
 
 What the shipped tiny model can do of it: it answers "hello", "good morning" and "how are you", and once it was asked to
-"count the repetitions" it reacts to each gesture, such as raised arms, with its number. It was not taught to follow
-instructions: a persona changes nothing for the better, and may cost the answer to a greeting.
+"count the repetitions" it reacts to each gesture, such as raised arms, with its number. It was taught three
+instructions and no persona: one changes nothing for the better, and may cost the answer to a greeting.
 """
 
 import asyncio
