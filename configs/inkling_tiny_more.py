@@ -49,7 +49,7 @@ _NEW = dataclasses.replace(
 CONFIG = dataclasses.replace(
     _BASE,
     name="inkling_tiny_more",
-    data=dataclasses.replace(_BASE.data, shares=_NEW, replay=0.5),
+    data=dataclasses.replace(_BASE.data, shares=_NEW),
     train=dataclasses.replace(
         _BASE.train,
         minutes=80.0,
@@ -68,7 +68,6 @@ CONFIG = dataclasses.replace(
             _BASE.data,
             shares=_KNOWN,
             seed=1,
-            replay=0.5,
             behaviour=dataclasses.replace(_BASE.data.behaviour, aloud_share=0.0),
         ),
     ),

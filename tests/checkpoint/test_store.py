@@ -179,6 +179,16 @@ def test_a_tensor_is_that_of_the_file_in_which_the_index_places_it(tmp_path):
         assert files["b"].tolist() == [place == "new"] * 3 and files["a"].tolist() == [0.0] * 3
 
 
+def test_tensors_come_in_the_order_of_their_file(tmp_path):
+    """Whatever order the index has: how a conversion cuts them into files depends on it."""
+    names = [f"weight.{i}" for i in (7, 2, 5, 0, 3, 6, 1, 4)]
+    specs = [TensorSpec(name, (3,), np.dtype(np.float32)) for name in names]
+    write_file(tmp_path / "all", specs, lambda name: [np.zeros(3, np.float32)])
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(sorted(names), "all")}))
+    assert list(TensorFiles(tmp_path)) == names
+
+
 def training_state(params, seed=0):
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     opt = optimiser.init(params)

@@ -10,6 +10,7 @@ import pytest
 from tests.model import tiny
 from tests.train.experiment_small import CONFIG as SMALL
 from tml_jax import sharding
+from tml_jax.checkpoint.store import load_model, save_model
 from tml_jax.data.config import Shares
 from tml_jax.data.pipeline import Pipeline
 from tml_jax.model.interaction import InteractionModel
@@ -97,6 +98,10 @@ def test_the_last_groups_of_a_batch_are_what_is_rehearsed():
     for batch in found:
         for x, new, known in zip(*map(jax.tree.leaves, (batch, *(next(part) for part in parts))), strict=True):
             np.testing.assert_array_equal(x, np.concatenate([new, known]))
+    run.trainer.groups = lambda: [1]  # a process of a pod that has the rehearsed one alone
+    alone = next(loop._side_by_side(run._training_data(), 1))
+    known = next(Pipeline(KNOWN, SMALL.model.stream, TOKENIZER, 2, "train").batches(1))
+    jax.tree.map(np.testing.assert_array_equal, alone, known)
 
 
 def test_a_step_learns_of_the_teacher(batch, teacher):
@@ -112,6 +117,21 @@ def test_a_step_learns_of_the_teacher(batch, teacher):
         trainer.freeze(base)
         losses.append(float(trainer.evaluate(params, batch)["loss"]))
     assert losses[0] == losses[1]
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 0.0})
+    small = dataclasses.replace(EXPERIMENT, train=dataclasses.replace(TRAIN, eval_conversations=1))
+    models = [str(tmp_path / name) for name in ("model", "other")]
+    for model in models:
+        save_model(model, SMALL.model, teacher, TOKENIZER, dtype="int8")
+    for _ in range(2):
+        run = Run(small, str(tmp_path / "run"), TOKENIZER, models[0])
+        run.train(stop_after=0)
+        for path, weight in load_model(models[0])[1]["heard"].items():
+            np.testing.assert_array_equal(run.trainer.base["heard"][path], weight)
+    with pytest.raises(ValueError, match=r"rehearsed\.teacher was .*model' and is now .*other"):
+        Run(small, str(tmp_path / "run"), TOKENIZER, models[1]).train(stop_after=0)
 
 
 def test_what_does_not_fit_is_told():

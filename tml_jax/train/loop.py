@@ -136,10 +136,11 @@ class Run:
         if rehearsal is None:
             return [self._pipeline(self.experiment.data, "train", workers, range(whole))]
         theirs = min(workers, max(1, round(workers * (whole - first) / whole)))
-        return [
+        found = [
             self._pipeline(self.experiment.data, "train", min(workers, max(1, workers - theirs)), range(first)),
             self._pipeline(rehearsal.data, "train", theirs, range(first, whole)),
         ]
+        return [pipeline for pipeline in found if pipeline.groups]  # a process of a pod may have groups of one alone
 
     def train(self, stop_after: int | None = None) -> TrainState:
         """Trains to the end, until it is interrupted, or up to step `stop_after` as if the run had been cut there."""
@@ -148,10 +149,12 @@ class Run:
         if self.trainer.needs_base or not (self.directory / "checkpoints").is_dir():
             self._open_init_from()
         self.directory.mkdir(parents=True, exist_ok=True)
-        order = {name: getattr(data[0].config, name) for name in ("seed", "group", "replay", "replay_pool")}
+        drawn = ("seed", "group", "replay", "replay_pool")
+        order = {name: getattr(self.experiment.data, name) for name in drawn}
         order["batch_size"] = self.config.batch_size
-        if self.trainer.rehearsed:
-            order["rehearsed"] = self.trainer.rehearsed
+        if (rehearsal := self.experiment.rehearsal) is not None:
+            order["rehearsed"] = {name: getattr(rehearsal.data, name) for name in drawn}
+            order["rehearsed"] |= {"groups": self.trainer.rehearsed, "weight": rehearsal.weight, "teacher": self._base}
         config = {"model": self.experiment.model.to_json(), "order of the data": order}
         if self.config.lora is not None:
             config["lora"] = dataclasses.asdict(self.config.lora) | {"base": self._base}
@@ -197,7 +200,9 @@ class Run:
     def _begin(self, checkpoints: TrainCheckpoints, disk: LocalCheckpoints) -> tuple[TrainState, dict[str, float]]:
         """The state to go on from, the seconds that the run has taken and trained so far, and when it started."""
         none = {"elapsed_s": 0.0, "trained_s": 0.0, "started": time.time() - (time.monotonic() - self._began)}
-        if self.trainer.needs_base:
+        if self.experiment.rehearsal is not None and self.config.lora is None:
+            self._open_teacher()
+        elif self.trainer.needs_base:
             self.trainer.freeze(load_params(self._base, dtype=self.config.dtype, mesh=self.trainer.executor.mesh)[1])
         latest, newest = checkpoints.latest(), disk.newest(self.trainer.abstract_state())
         if newest is not None and newest > (latest or 0):
@@ -220,6 +225,14 @@ class Run:
             write_dtypes(self.directory, weights)
         params = place_params(self.trainer.model, weights, self.trainer.shardings.params)
         return self.trainer.start_from(params, new_control=bool(source.fresh)), none
+
+    def _open_teacher(self) -> None:
+        source = self._open_init_from()
+        assert source is not None, "a rehearsal asks for it"
+        if source.fresh:
+            raise ValueError(f"{self._init_from} cannot teach: it has no weights of its own for {min(source.fresh)}.")
+        weights = source.filled(self.config.seed)
+        self.trainer.freeze(place_params(self.trainer.model, weights, self.trainer.shardings.params))
 
     def _open_init_from(self) -> Source | None:
         if self._init_from is None:
